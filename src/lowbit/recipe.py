@@ -1,0 +1,123 @@
+"""Recipes: which tensors get which precision, by which method. Data, with a YAML round trip.
+
+Naming convention of the built-in recipes:
+
+    fp32                     the source, unchanged
+    fp16                     weights stored in 16 bit (arithmetic is the runtime's: see Tuning.precision)
+    int8-dynamic             weights ahead of time, activations at run time
+    int8-static-RANGE        ranges by RANGE (minmax, percentile, entropy, mse), weights per channel
+    int8-static-RANGE-tensor the same, weights per tensor
+    int8-nncf                made by NNCF, where it is installed
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+import yaml
+
+from lowbit.errors import UsageError, unknown
+from lowbit.types import RangeMethod
+
+Dtype = Literal["int8", "uint8", "int4", "uint4", "int16", "fp16", "bf16", "fp32"]
+Granularity = Literal["per-tensor", "per-channel", "per-group"]
+Method = Literal["none", "cast", "dynamic", "static", "nncf", "onnxruntime-defaults"]
+
+
+@dataclass(frozen=True)
+class QuantSpec:
+    """How one tensor is quantized, e.g. `QuantSpec("int8", "per-channel", symmetric=True)`."""
+
+    dtype: Dtype
+    granularity: Granularity = "per-tensor"
+    symmetric: bool = False
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One way to make a smaller model.
+
+    Attributes:
+        name: Unique within a search; see the naming convention above.
+        method: Which writer makes the artifact.
+        weights: How weights are stored.
+        activations: How activations are; None where they stay floating point.
+        ranges: How activation ranges follow from the calibration statistics.
+        operators: Operator types to quantize; empty means the writer's own list.
+        exclude: Names of nodes to leave in floating point.
+    """
+
+    name: str
+    method: Method
+    weights: QuantSpec
+    activations: QuantSpec | None = None
+    ranges: RangeMethod | None = None
+    operators: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+    @property
+    def precision(self) -> str:
+        """The short word for tables: "fp32", "fp16" or "int8"."""
+        return {"uint8": "int8", "uint4": "int4"}.get(self.weights.dtype, self.weights.dtype)
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump({"schema": 1, **_plain(asdict(self))}, sort_keys=False)
+
+    @classmethod
+    def from_yaml(cls, text: str) -> Recipe:
+        """Reads what `to_yaml` wrote.
+
+        Raises:
+            UsageError: not YAML, a key or value that is not known, or a key that is missing.
+        """
+        try:
+            raw = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UsageError(f"The recipe is not YAML: {error}") from error
+        if not isinstance(raw, dict):
+            raise UsageError("A recipe is a mapping with name, method and weights.")
+        values: dict[str, Any] = dict(raw)
+        if (schema := values.pop("schema", 1)) != 1:
+            raise UsageError(f"Recipe schema {schema} is not known; this version reads schema 1.")
+        _check_keys("recipe key", values, ("name", "method", "weights", "activations", "ranges", "operators", "exclude"))
+        if missing := [key for key in ("name", "method", "weights") if key not in values]:
+            raise UsageError(f"The recipe lacks {', '.join(missing)}.")
+        _check_value("method", values["method"], Method)
+        if values.get("ranges") is not None:
+            _check_value("range method", values["ranges"], RangeMethod)
+        return cls(
+            name=str(values["name"]),
+            method=values["method"],
+            weights=_spec(values["weights"]),
+            activations=None if values.get("activations") is None else _spec(values["activations"]),
+            ranges=values.get("ranges"),
+            operators=tuple(values.get("operators") or ()),
+            exclude=tuple(values.get("exclude") or ()),
+        )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _check_keys(kind: str, values: dict[str, Any], allowed: tuple[str, ...]) -> None:
+    for key in values:
+        if key not in allowed:
+            raise unknown(kind, key, allowed)
+
+
+def _check_value(kind: str, value: object, allowed: Any) -> None:
+    if value not in get_args(allowed):
+        raise unknown(kind, value, get_args(allowed))
+
+
+def _spec(raw: object) -> QuantSpec:
+    if not isinstance(raw, dict):
+        raise UsageError(f"'{raw}' is not a quantization spec: give dtype, granularity and symmetric.")
+    _check_keys("quantization key", raw, ("dtype", "granularity", "symmetric"))
+    _check_value("dtype", raw.get("dtype"), Dtype)
+    _check_value("granularity", raw.get("granularity", "per-tensor"), Granularity)
+    return QuantSpec(raw["dtype"], raw.get("granularity", "per-tensor"), bool(raw.get("symmetric", False)))
