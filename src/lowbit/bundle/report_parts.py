@@ -1,0 +1,55 @@
+"""The report's small building blocks; all text that comes in is escaped here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from html import escape
+
+from lowbit.bundle.schema import CandidateEntry
+
+_CHIPS = {
+    "ship": "ship",
+    "provisional": "provisional",
+    "recover": "recover",
+    "keep": "keep",
+    "reject": "rejected",
+    "refuse": "refused",
+    "baseline": "baseline",
+    "failed": "failed",
+}
+
+
+def kind(entry: CandidateEntry, baseline_id: str) -> str:
+    """The class by which a candidate is coloured: its verdict, "baseline" or "failed"."""
+    if entry.id == baseline_id:
+        return "baseline"
+    return "failed" if entry.status == "failed" else entry.verdict or "reject"
+
+
+def chip(word: str) -> str:
+    """A verdict as a coloured word."""
+    return f'<span class="chip v-{word}">{_CHIPS[word]}</span>'
+
+
+def section(ident: str, title: str, body: str, lead: str = "") -> str:
+    """A section with a heading; `body` is HTML, the rest text."""
+    intro = f'<p class="lead">{escape(lead)}</p>' if lead else ""
+    return f'<section id="{ident}" aria-labelledby="h-{ident}"><h2 id="h-{ident}">{escape(title)}</h2>{intro}{body}</section>'
+
+
+def tile(label: str, value: str, note: str, drawing: str = "") -> str:
+    """One of the numbers that matter; `drawing` is SVG, the rest text."""
+    return (
+        f'<div class="tile"><p class="label">{escape(label)}</p><p class="value">{escape(value)}</p>{drawing}<p class="note">{escape(note)}</p></div>'
+    )
+
+
+def bullets(texts: Iterable[str], tag: str = "ul") -> str:
+    """Sentences as a list."""
+    items = "".join(f"<li>{escape(text)}</li>" for text in texts)
+    return f"<{tag}>{items}</{tag}>" if items else ""
+
+
+def facts(rows: Mapping[str, str]) -> str:
+    """Terms and what is known of them; empty ones are left out."""
+    return '<dl class="facts">' + "".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in rows.items() if text) + "</dl>"

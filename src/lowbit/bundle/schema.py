@@ -1,0 +1,339 @@
+"""The models of `bundle.json`, schema "1": what a bundle says about itself, field by field.
+
+Closed on purpose: a key that is not here is refused, by writers and by readers. Any change of a field is a new schema
+version with a step in `lowbit.bundle.manifest.MIGRATIONS`. The JSON Schema in docs/reference is generated from here.
+
+The parts that mirror a record of `lowbit.types` have that record's field names, and convert both ways without loss.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema, model_validator
+
+from lowbit.types import Objective, Status, Verdict
+
+SCHEMA: Literal["1"] = "1"
+
+ROOTS = "home|root|tmp|var|usr|opt|mnt|media|srv|private|Users|Volumes|workspace|workspaces"
+_ABSOLUTE = re.compile(rf"(?<![\w./-])(?:/(?:{ROOTS})(?:/|\b)|~/|[A-Za-z]:\\|\\\\\w|file://)")
+_NOT_RELATIVE = re.compile(r"^(?:/|~|[A-Za-z]:)|\\|(?:^|/)\.\.(?:/|$)")
+
+
+def _relative(path: str) -> str:
+    if not path or _NOT_RELATIVE.search(path):
+        raise ValueError(f"'{path}' is not a relative path inside the bundle with forward slashes")
+    return path
+
+
+def _base_name(path: str) -> str:
+    if "/" in path:
+        raise ValueError(f"'{path}' is a path; a source is named by its base name alone")
+    return _relative(path)
+
+
+def _number(value: Any) -> Any:
+    if value is None:
+        return math.nan
+    return math.nan if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _json_number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+RelativePath = Annotated[str, AfterValidator(_relative), Field(description="Relative to the bundle's folder, forward slashes.")]
+BaseName = Annotated[str, AfterValidator(_base_name), Field(description="A file's or folder's name without its path.")]
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="SHA-256, hex.")]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0)]
+Number = Annotated[
+    float,
+    BeforeValidator(_number),
+    PlainSerializer(_json_number, when_used="json"),
+    WithJsonSchema({"type": ["number", "null"]}),
+]
+"""A number that broken outputs can make undefined: NaN in memory, null in JSON."""
+
+
+class Entry(BaseModel):
+    """Base of every part: frozen, closed, read from the attributes of the record with the same field names."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, from_attributes=True)
+
+
+class TensorEntry(Entry):
+    name: str
+    shape: tuple[int | str | None, ...] = Field(description="A size, the name of a dynamic axis, or null for an unnamed one.")
+    dtype: str = Field(description="numpy's name, e.g. float32.")
+
+
+class SourceEntry(Entry):
+    path: BaseName
+    sha256: Digest = Field(description="Of the model as it was given, external data included.")
+    format: str = "onnx"
+    parameters: Count
+    size_bytes: Count
+
+
+class CalibrationEntry(Entry):
+    sha256: Digest | None = Field(description="Content fingerprint; null where nothing was calibrated.")
+    n: Count
+    how_selected: str = Field(description="In words, e.g. 'the 512 lowest content hashes'.")
+
+
+class ValidationEntry(Entry):
+    sha256: Digest = Field(description="Content fingerprint.")
+    n: Count
+    n_search: Count | None = Field(default=None, description="Samples that the search and the tuning looked at.")
+    n_confirm: Count | None = Field(default=None, description="Samples that only confirmed the finalists.")
+    skipped: Count = Field(default=0, description="Samples left out because they could not be read.")
+
+
+class DataEntry(Entry):
+    source: BaseName | None = None
+    calibration: CalibrationEntry
+    validation: ValidationEntry
+
+
+class EnvironmentEntry(Entry):
+    """The hardware and software that the numbers hold for; no host or user name."""
+
+    cpu: str
+    cores: Count = Field(description="That the process may use.")
+    isa: tuple[str, ...] = Field(description="Instruction sets that matter, e.g. avx512_vnni.")
+    memory_bytes: Count
+    accelerator: str | None = None
+    architecture: str | None = None
+    physical_cores: Count | None = None
+    logical_cores: Count | None = None
+    system: str | None = None
+    python: str | None = None
+    versions: dict[str, str] = Field(default_factory=dict, description="Package -> version.")
+
+
+class PolicyEntry(Entry):
+    task: str
+    metric: str
+    max_drop: str = Field(pattern=r"^[0-9]*\.?[0-9]+(pp|%)$", description="1pp: absolute points. 1%: relative to the baseline's value.")
+    confidence: Finite
+    objective: Objective
+    batch: tuple[int, ...]
+    max_latency_ms: Finite | None = None
+    time_limit_s: Finite | None = None
+    threshold: Finite | None = None
+    max_fpr_rise: Finite | None = None
+    safety_critical: bool = False
+
+
+class TuningEntry(Entry):
+    threads: Count = Field(description="0 means all cores.")
+    streams: int
+    precision: Literal["f32", "bf16", "f16"] = Field(description="Arithmetic of whatever is still floating point.")
+    fixed_shape: bool
+
+
+class RatioEntry(Entry):
+    value: Finite
+    ci_low: Finite
+    ci_high: Finite
+
+
+class LatencyEntry(Entry):
+    """Milliseconds per call; the interval is of the median."""
+
+    p50: Finite
+    p95: Finite
+    p99: Finite
+    ci_low: Finite
+    ci_high: Finite
+
+
+class MeasurementEntry(Entry):
+    batch: int
+    streams: int
+    latency_ms: LatencyEntry
+    throughput_per_s: Finite = Field(description="Samples per second.")
+    speedup: RatioEntry | None = Field(description="Over the baseline, in the same run.")
+    speedup_over_best_fp32: RatioEntry | None = Field(description="Over the fastest FP32 on any runtime, in the same run.")
+    rounds: int
+    noisy: bool
+    tuning: TuningEntry
+
+
+class EnergyEntry(Entry):
+    joules_per_inference: Finite | None
+    method: str = Field(description="nvml, rapl, modelled or unavailable.")
+    low: Finite | None = None
+    high: Finite | None = None
+    cpu_seconds_per_inference: Finite | None = None
+
+
+class MetricEntry(Entry):
+    name: str
+    value: Number
+    n: Count
+
+
+class DeltaEntry(Entry):
+    """How much worse than the baseline on the same samples; positive = worse, whatever the metric's direction."""
+
+    value: Number
+    ci_low: Number
+    ci_high: Number
+    confidence: Finite
+    n: Count
+    method: str
+    relative: bool = Field(description="True where the three numbers are fractions of the baseline's value.")
+    worse: Count | None = Field(description="Samples that were right and became wrong.")
+    better: Count | None = Field(description="Samples that were wrong and became right.")
+
+
+class ConfidenceShiftEntry(Entry):
+    relative_mean: Number
+    ks: Number
+    low_tail: Number = Field(description="Share below the baseline's 5th percentile; 0.05 = no change.")
+    n: Count
+    review: bool
+
+
+class SliceEntry(Entry):
+    name: str
+    n: Count
+    baseline: Number
+    candidate: Number
+    delta: DeltaEntry
+
+
+class ComparisonEntry(Entry):
+    """One candidate against the baseline on the same samples, as the gate saw it."""
+
+    metric: MetricEntry
+    baseline: MetricEntry
+    delta: DeltaEntry
+    agreement: Number
+    secondary: dict[str, Number]
+    baseline_secondary: dict[str, Number]
+    guards: dict[str, DeltaEntry]
+    confidence_shift: ConfidenceShiftEntry | None
+    slices: tuple[SliceEntry, ...]
+    histogram: tuple[int, ...] = Field(description="Confidences in 256 equal bins over [0, 1]; empty where there are none.")
+    baseline_histogram: tuple[int, ...]
+    broken: str | None
+
+
+class CandidateEntry(Entry):
+    """One thing that could ship. `metric` to `slices` repeat the comparison that counts, which `evidence` names."""
+
+    id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@+=-]*$", description="Also the name of its folder under candidates/.")
+    recipe: str
+    runtime: str
+    precision: str
+    tuning: TuningEntry
+    status: Status
+    size_bytes: Count | None
+    measurements: tuple[MeasurementEntry, ...]
+    peak_memory_bytes: Count | None
+    energy: EnergyEntry | None
+    evidence: Literal["confirm", "search"] | None
+    metric: MetricEntry | None
+    delta: DeltaEntry | None
+    agreement: Finite | None
+    confidence_shift: ConfidenceShiftEntry | None
+    slices: tuple[SliceEntry, ...]
+    verdict: Verdict | None = Field(description="Null for a baseline that was not judged.")
+    reasons: tuple[str, ...] = Field(description="Why this verdict.")
+    notes: tuple[str, ...] = Field(description="What happened to it on the way.")
+    artifact: RelativePath | None
+    search: ComparisonEntry | None = Field(description="On the samples that the search may look at.")
+    confirm: ComparisonEntry | None = Field(description="On the confirming samples; finalists alone have one.")
+
+    @property
+    def comparison(self) -> ComparisonEntry | None:
+        """The comparison that counts: the confirming one where there is one."""
+        return self.confirm or self.search
+
+
+class DecisionEntry(Entry):
+    verdict: Literal["ship", "provisional", "recover", "keep"]
+    chosen: str
+    reasons: tuple[str, ...]
+    next_steps: tuple[str, ...]
+
+
+class FileEntry(Entry):
+    path: RelativePath
+    sha256: Digest
+    size_bytes: Count
+
+
+class ModelEntry(Entry):
+    """What ships: the chosen candidate's artifact, in model/."""
+
+    artifact: RelativePath
+    inputs: tuple[TensorEntry, ...]
+    outputs: tuple[TensorEntry, ...]
+
+
+class Manifest(Entry):
+    """All of `bundle.json`."""
+
+    model_config = ConfigDict(title="lowbit bundle manifest", populate_by_name=True)
+
+    schema_: Literal["1"] = Field(default=SCHEMA, alias="schema")
+    lowbit_version: str
+    created: str = Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$", description="UTC.")
+    command: str
+    source: SourceEntry
+    data: DataEntry
+    environment: EnvironmentEntry
+    policy: PolicyEntry
+    baseline: CandidateEntry
+    candidates: tuple[CandidateEntry, ...]
+    decision: DecisionEntry
+    model: ModelEntry
+    preprocess: RelativePath | None = Field(description="The bundle's preprocess.yaml; null where samples are fed as they are.")
+    notes: tuple[str, ...] = Field(default=(), description="What else a reader should know about data and method.")
+    files: tuple[FileEntry, ...] = Field(description="Every file that running the bundle needs, with its digest.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Manifest:
+        ids = [self.baseline.id, *(candidate.id for candidate in self.candidates)]
+        if len(set(ids)) != len(ids):
+            raise ValueError(f"two candidates have one id: {sorted({i for i in ids if ids.count(i) > 1})}")
+        if self.decision.chosen not in ids:
+            raise ValueError(f"the decision chose '{self.decision.chosen}', which is not among the candidates")
+        needed = {self.model.artifact, *([self.preprocess] if self.preprocess else [])}
+        if lacking := needed - {file.path for file in self.files}:
+            raise ValueError(f"no digest is given for {', '.join(sorted(lacking))}")
+        if found := _absolute_paths(self.model_dump(mode="json")):
+            raise ValueError(f"an absolute path would tell where this was made: {found[0]}")
+        return self
+
+    @property
+    def chosen(self) -> CandidateEntry:
+        """The entry of what ships."""
+        return self.entry(self.decision.chosen)
+
+    def entry(self, candidate_id: str) -> CandidateEntry:
+        """The baseline or candidate of that id.
+
+        Raises:
+            KeyError: there is none.
+        """
+        for candidate in (self.baseline, *self.candidates):
+            if candidate.id == candidate_id:
+                return candidate
+        raise KeyError(candidate_id)
+
+
+def _absolute_paths(value: Any) -> list[str]:
+    """Every string anywhere that contains an absolute path (node names such as "/layer1/Conv" are not paths)."""
+    if isinstance(value, dict):
+        return [found for pair in value.items() for item in pair for found in _absolute_paths(item)]
+    if isinstance(value, list):
+        return [found for item in value for found in _absolute_paths(item)]
+    return [value] if isinstance(value, str) and _ABSOLUTE.search(value) else []

@@ -1,0 +1,62 @@
+"""`lowbit optimize MODEL --data DATA`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lowbit.cli.options import Duration, Numbers, budget_options, data_options, output
+
+
+@click.command("optimize", short_help="Find the smallest, fastest version of a model that is still right.")
+@click.argument("model", type=click.Path(path_type=Path))
+@data_options
+@budget_options
+@click.option("--calibration", metavar="PATH", help="Samples to calibrate on; a part of --data where not given.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="The bundle's folder.  [default: build/MODEL]")
+@click.option("--objective", type=click.Choice(["latency", "throughput", "size"]), default="latency", show_default=True)
+@click.option("--batch", type=Numbers(), default="1,8", show_default=True, help="Batch sizes that matter.")
+@click.option("--max-latency", type=Duration(), metavar="TIME", help="Ceiling of p95 at the smallest batch size, e.g. 60ms.")
+@click.option("--time-limit", type=Duration(), metavar="TIME", help="Decide with what is found by then, e.g. 10m.")
+@click.option("--runtime", "runtimes", multiple=True, metavar="NAME", help="Search only these runtimes. Repeatable.")
+@click.option("--recipe", "recipes", multiple=True, metavar="NAME", help="Try only these recipes. Repeatable.")
+@click.option("--nncf/--no-nncf", default=True, show_default=True, help="Let NNCF make a candidate where it is installed.")
+@click.option("--safety-critical", is_flag=True, help="A wrong answer can hurt someone: be told what that means here.")
+@click.option("--prune", is_flag=True, help="Keep only the artifact that ships, not every candidate's.")
+@click.option("--force", is_flag=True, help="Replace what another run left in --out.")
+@output
+def command(model: Path, data: str, form: str, max_latency: float | None, time_limit: float | None, **options: Any) -> None:
+    """Find the smallest, fastest version of MODEL (.onnx) that stays within the accuracy budget here.
+
+    The same command resumes an interrupted search.
+
+    \b
+    lowbit optimize resnet50.onnx --data val/ --max-drop 1%
+    lowbit optimize fraud.onnx --data frauds.csv --max-drop 0.5pp --max-latency 60ms
+    """
+    from lowbit.cli.live import reporter_for
+    from lowbit.cli.show import show_result
+    from lowbit.pipeline.optimize import optimize
+
+    with reporter_for(sys.stderr) as reporter:
+        result = optimize(
+            model,
+            data,
+            out=options.pop("out"),
+            reporter=reporter,
+            command=command_line(),
+            max_latency_ms=None if max_latency is None else max_latency * 1000,
+            time_limit_s=time_limit,
+            **options,
+        )
+    show_result(result.bundle, form)
+
+
+def command_line() -> str:
+    """What the user typed, with quotes where a shell needs them."""
+    import shlex
+
+    return shlex.join(["lowbit", *sys.argv[1:]])

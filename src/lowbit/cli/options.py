@@ -1,0 +1,83 @@
+"""Options that several commands share, defined once so that they mean the same everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from lowbit.errors import UsageError
+
+Command = Callable[..., Any]
+DASH = "\N{EN DASH}"
+
+
+class Numbers(click.ParamType[tuple[int, ...]]):
+    """Whole numbers separated by commas, e.g. 1,8."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(int(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"'{value}' is not a list of whole numbers, e.g. 1,8", param, ctx)
+
+
+class Duration(click.ParamType[float]):
+    """Seconds, from "60ms", "90s", "5m" or "1h"."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        from lowbit.pipeline.request import parse_duration
+
+        if isinstance(value, float):
+            return value
+        try:
+            return parse_duration(str(value))
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
+
+
+output = click.option(
+    "--output", "form", type=click.Choice(["table", "json"]), default="table", show_default=True, help="What goes to stdout."
+)
+
+
+def data_options(command: Command) -> Command:
+    """--data and how to read it."""
+    for option in reversed(
+        [
+            click.option(
+                "--data", required=True, metavar="PATH", help="Folder of images, .npz, .csv, .parquet, .jsonl, or module:callable."
+            ),
+            click.option("--preprocess", metavar="PRESET|YAML", help="How samples become inputs; inferred where not given."),
+            click.option("--target", metavar="COLUMN", help="Column with the label of tabular data.  [default: the last]"),
+            click.option("--slice", "slices", multiple=True, metavar="COLUMN", help="Also score every value of this column. Repeatable."),
+            click.option("--task", metavar="TASK", help="classification, regression, embedding or fidelity; inferred where not given."),
+            click.option("--metric", metavar="METRIC", help="What the budget is about, e.g. top1, rmse, or module:callable."),
+            click.option("--limit", type=click.IntRange(1), metavar="N", help="Read the first N samples only."),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+def budget_options(command: Command) -> Command:
+    """--max-drop and what else a verdict needs."""
+    for option in reversed(
+        [
+            click.option(
+                "--max-drop", default="1%", show_default=True, metavar="BUDGET", help="1pp: absolute points; 1%: of the baseline's value."
+            ),
+            click.option("--confidence", type=float, default=0.95, show_default=True, help="Of the statement about the whole search."),
+            click.option("--threshold", type=float, metavar="SCORE", help="Binary models: the score from which they say yes."),
+            click.option("--max-fpr-rise", metavar="POINTS", help="Binary models: allowed rise of the false-positive rate, e.g. 0.5pp."),
+        ]
+    ):
+        command = option(command)
+    return command

@@ -1,0 +1,25 @@
+"""`lowbit report BUNDLE`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command("report", short_help="Write a bundle's report again, or open it.")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), metavar="FILE.html", help="Where to write it.  [default: BUNDLE/report.html]")
+@click.option("--open/--no-open", "show", default=True, show_default=True, help="Open it in the browser, where there is one.")
+def command(bundle: Path, out: Path | None, show: bool) -> None:
+    """Write the report of BUNDLE (a folder that `lowbit optimize` made) from its manifest, and open it."""
+    from lowbit.bundle.bundle import Bundle
+    from lowbit.bundle.manifest import write_atomic
+    from lowbit.bundle.report import render_report
+
+    loaded = Bundle.load(bundle, verify=False)
+    path = out or bundle / "report.html"
+    write_atomic(path, render_report(loaded.manifest, title=Path(loaded.manifest.source.path).stem))
+    if show:
+        click.launch(str(path.resolve()))
+    click.echo(path)

@@ -1,0 +1,105 @@
+"""Results in the terminal: the decision, the table of candidates, where the report is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from lowbit.bundle import words
+from lowbit.types import Candidate, Verdict
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from lowbit.bundle.bundle import Bundle
+
+COLOURS: Mapping[str, str] = {
+    "ship": "bold green", "keep": "green", "provisional": "yellow", "recover": "yellow", "reject": "dim", "refuse": "red",
+}  # fmt: skip
+
+
+def show_result(bundle: Bundle, form: str) -> None:
+    """Prints a bundle's decision on stdout, as a table or as the manifest's JSON."""
+    if form == "json":
+        from lowbit.bundle.manifest import to_json
+
+        click.echo(to_json(bundle.manifest), nl=False)
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    decision = bundle.decision
+    baseline_id = bundle.manifest.baseline.id
+    verdicts: dict[str, Verdict] = {judgement.id: judgement.verdict for judgement in decision.judgements}
+    from lowbit.bundle.manifest import candidate_of
+
+    candidates = [candidate_of(entry) for entry in (bundle.manifest.baseline, *bundle.manifest.candidates)]
+    console.print(candidate_table(sorted(candidates, key=lambda entry: order(entry, baseline_id)), verdicts, decision.chosen))
+    console.print(Text.assemble((f"{decision.verdict}", COLOURS[decision.verdict]), ": ", (decision.chosen, "bold")))
+    for reason in decision.reasons:
+        console.print(f"  {reason}", markup=False)
+    if decision.next_steps:
+        console.print(Text("Next:", style="bold"))
+        for step in decision.next_steps:
+            console.print(f"  - {step}", markup=False)
+    console.print(f"Report: {bundle.folder / 'report.html'}", markup=False)
+
+
+def order(candidate: Candidate, baseline_id: str) -> tuple[bool, bool, float]:
+    """The baseline first, then by latency at the first batch size; what was never timed last."""
+    times = [entry.latency_ms.p50 for entry in candidate.measurements]
+    return candidate.id != baseline_id, not times or candidate.status != "done", times[0] if times else 0.0
+
+
+def candidate_table(candidates: Sequence[Candidate], verdicts: Mapping[str, Verdict] | None = None, chosen: str | None = None) -> Table:
+    """The candidates with what is known of them."""
+    from rich.table import Table
+    from rich.text import Text
+
+    batches = sorted({entry.batch for candidate in candidates for entry in candidate.measurements if entry.streams == 1})
+    metric = next((words.metric_name(entry.evidence.metric.name) for entry in candidates if entry.evidence), "metric")
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("candidate", no_wrap=True)
+    table.add_column(metric, justify="right")
+    table.add_column("change", justify="right")
+    for batch in batches:
+        table.add_column(f"batch {batch}", justify="right")
+        table.add_column("×", justify="right")
+    table.add_column("size", justify="right")
+    table.add_column("verdict" if verdicts is not None else "status")
+    for candidate in candidates:
+        word = (verdicts or {}).get(candidate.id) or ("" if candidate.status == "done" else candidate.status)
+        name = Text(("→ " if candidate.id == chosen else "  ") + candidate.id, style="bold" if candidate.id == chosen else "")
+        table.add_row(
+            name,
+            *accuracy(candidate),
+            *times(candidate, batches),
+            words.size(candidate.size_bytes),
+            Text(word, style=COLOURS.get(word, "dim")),
+        )
+    return table
+
+
+def accuracy(candidate: Candidate) -> tuple[str, str]:
+    evidence = candidate.evidence
+    if evidence is None:
+        return words.NONE, words.NONE
+    if evidence.broken is not None:
+        return "broken", words.NONE
+    delta = evidence.delta
+    unit = "%" if delta.relative else "pp"
+    low, high = words.signed(-delta.ci_high), words.signed(-delta.ci_low)
+    return words.metric_value(evidence.metric.name, evidence.metric.value), f"{words.signed(-delta.value)} {unit} [{low}, {high}]"
+
+
+def times(candidate: Candidate, batches: Sequence[int]) -> list[str]:
+    found = {entry.batch: entry for entry in candidate.measurements if entry.streams == 1}
+    cells = []
+    for batch in batches:
+        entry = found.get(batch)
+        cells.append(words.milliseconds(entry.latency_ms.p50) if entry else words.NONE)
+        cells.append(words.times(entry.speedup.value) if entry and entry.speedup else words.NONE)
+    return cells

@@ -1,0 +1,230 @@
+"""Calibration: one pass over the data, then every range of every tensor by every method.
+
+The model is copied in memory with probes beside its tensors (graph/probes.py), so that what comes out of the runtime is
+a few extrema and samples instead of activations. Memory does not depend on the number of samples, and the
+result not on how they are cut into batches (up to the last bits of the runtime's own arithmetic).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lowbit.errors import DataError, ModelError, UsageError, unknown
+from lowbit.graph import observe, probes
+from lowbit.quant import table
+from lowbit.quant.observers import Histogram, MinMax, Observer, TensorStats
+from lowbit.quant.ranges import find_range
+from lowbit.types import Array, Batch, Feeds, RangeMethod
+
+METHODS: tuple[RangeMethod, ...] = ("minmax", "percentile", "entropy", "mse")
+
+
+@dataclass(frozen=True)
+class CalibrationStats:
+    """What calibration found.
+
+    Attributes:
+        tensors: Statistics of every tensor that a writer may ask for. A tensor whose values are another's, or that a kernel
+            fuses with its activation, has that one's.
+        n: Samples seen.
+        aliases: Tensor -> the tensor whose statistics it has.
+    """
+
+    tensors: Mapping[str, TensorStats]
+    n: int
+    aliases: Mapping[str, str]
+
+    def range(self, tensor: str, method: RangeMethod) -> tuple[float, float]:
+        """The range of a tensor; it holds zero. Takes milliseconds.
+
+        Raises:
+            UsageError: a tensor that was not observed, or an unknown method.
+            DataError: calibration kept no histograms, and the method needs one.
+        """
+        if tensor not in self.tensors:
+            raise unknown("tensor", tensor, self.tensors)
+        return find_range(self.tensors[tensor], method)
+
+    def save(self, path: Path) -> None:
+        """Writes everything as one `.npz`; the same statistics give the same bytes."""
+        own = {name: stats for name, stats in self.tensors.items() if name not in self.aliases}
+        notes = json.dumps({"n": self.n, "aliases": dict(sorted(self.aliases.items()))})
+        table.write(path, {**table.to_arrays(own), "calibration": np.array(notes)})
+
+    @classmethod
+    def load(cls, path: Path) -> CalibrationStats:
+        """Reads what `save` wrote.
+
+        Raises:
+            DataError: no such file, or not one of ours.
+        """
+        arrays = table.read(path)
+        try:
+            notes = json.loads(str(arrays["calibration"]))
+            return cls(_with_aliases(table.from_arrays(arrays), notes["aliases"]), int(notes["n"]), notes["aliases"])
+        except (KeyError, IndexError, ValueError) as error:
+            raise DataError(f"'{path.name}' does not hold calibration statistics.", "Calibrate again.") from error
+
+
+def calibrate(
+    model_path: Path,
+    batches: Iterable[Batch],
+    *,
+    methods: Sequence[RangeMethod] = METHODS,
+    threads: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> CalibrationStats:
+    """Observes every tensor that quantization may touch, in one pass.
+
+    Args:
+        model_path: An ONNX file; not changed.
+        batches: Samples; read once. All of them have the model's batch size where that is fixed.
+        methods: Range methods that will be asked for. Min-max alone needs no histograms and is a little faster.
+        threads: For the runtime; 0 means all cores.
+        progress: Called after each batch with the number of samples seen.
+
+    Raises:
+        ModelError: the model cannot be read or run, or gives NaN or infinity on sound data.
+        DataError: no samples, samples that do not fit the model, or NaN or infinity in them.
+        UsageError: an unknown method, or none.
+    """
+    _check_methods(methods)
+    histograms = any(method != "minmax" for method in methods)
+    model = _read(model_path)
+    pass_: _Pass | None = None
+    seen = 0
+    for batch in batches:
+        if not len(batch.rows):
+            continue
+        pass_ = pass_ or _Pass.prepare(model, model_path, batch.feeds, histograms, threads)
+        pass_.observe(batch.feeds, seen)
+        seen += len(batch.rows)
+        if progress is not None:
+            progress(seen)
+    if pass_ is None:
+        raise DataError("There are no samples to calibrate with.", "Give at least one sample; a hundred or more are better.")
+    tensors = {name: observer.finalize() for name, observer in pass_.observers.items()}
+    aliases = {name: target for name, target in pass_.plan.aliases.items() if target in tensors}
+    return CalibrationStats(_with_aliases(tensors, aliases), seen, aliases)
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """A session of the probed copy, and what was seen so far."""
+
+    session: Any
+    plan: observe.Plan
+    probes: list[probes.Probe]
+    outputs: list[str]
+    histograms: bool
+    observers: dict[str, Observer]
+
+    @classmethod
+    def prepare(cls, model: Any, path: Path, feeds: Feeds, histograms: bool, threads: int) -> _Pass:
+        """Takes the first batch's shapes to place the probes; `model` becomes the probed copy."""
+        shapes = {name: feed.shape for name, feed in feeds.items()}
+        one, two = probes.infer(model, shapes), probes.infer(model, _one_more(model, shapes))
+        plan = observe.plan(one)
+        model, found = probes.instrument(model, plan, one, two, sample=histograms)
+        outputs = [value.name for value in model.graph.output]
+        return cls(_session(model, path, threads), plan, found, outputs, histograms, {})
+
+    def observe(self, feeds: Feeds, seen: int) -> None:
+        """Runs one batch and updates the observers."""
+        for name in self.plan.observed:
+            if name in feeds and feeds[name].dtype.kind == "f":
+                self._update(name, MinMax.of(feeds[name]), feeds[name], DataError, seen)
+        out = dict(zip(self.outputs, self._run(feeds), strict=True))
+        for probe in self.probes:
+            if out[probe.high].dtype.kind != "f" or not out[probe.high].size:
+                continue
+            self._update(probe.tensor, _extrema(probe, out), None if probe.sample is None else out[probe.sample], ModelError, seen)
+
+    def _update(self, name: str, extrema: MinMax, sample: Array | None, error: type[DataError | ModelError], seen: int) -> None:
+        taken = sample if self.histograms and sample is not None else np.zeros(0, np.float32)
+        finite = np.isfinite([extrema.low, extrema.high]).all() and np.isfinite(taken.sum(dtype=np.float64))
+        if not finite:
+            what = "Input" if error is DataError else "Tensor"
+            hint = "Remove or repair these samples." if error is DataError else "The model overflows or is broken: check it in FP32 first."
+            raise error(f"{what} '{name}' holds NaN or infinity in the calibration batch that starts at sample {seen}.", hint)
+        self.observers[name] = self.observers.get(name, Observer()).merge(Observer(extrema, Histogram.of(taken)))
+
+    def _run(self, feeds: Feeds) -> list[Array]:
+        try:
+            result: list[Array] = self.session.run(self.outputs, feeds)
+        except Exception as error:  # onnxruntime's exceptions share no base class but Exception
+            raise _misfit(self.session, feeds, error) from error
+        return result
+
+
+def _extrema(probe: probes.Probe, out: Mapping[str, Array]) -> MinMax:
+    """Of one tensor over the batch; `+ 0.0` makes a negative zero positive."""
+    high = float(out[probe.high].max()) + 0.0
+    if probe.low is None:
+        return MinMax(0.0, high)
+    return MinMax((-float(out[probe.low].max()) if probe.negated else float(out[probe.low].min())) + 0.0, high)
+
+
+def _one_more(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """The shapes of a batch with one more sample, for the inputs whose batch size is free."""
+    dims = {v.name: v.type.tensor_type.shape.dim for v in model.graph.input}
+    free = {name for name, dim in dims.items() if not dim or not dim[0].HasField("dim_value")}
+    return {name: (shape[0] + 1, *shape[1:]) if shape and name in free else shape for name, shape in shapes.items()}
+
+
+def _misfit(session: Any, feeds: Feeds, error: Exception) -> DataError | ModelError:
+    wanted = {i.name: f"{i.type} {i.shape}" for i in session.get_inputs()}
+    given = {name: f"{feed.dtype} {list(feed.shape)}" for name, feed in feeds.items()}
+    message = f"The model could not run a calibration batch: {str(error).splitlines()[0]}"
+    hint = f"The model takes {wanted}, the batch has {given}."
+    kind = type(error).__name__
+    return DataError(message, hint) if kind in ("InvalidArgument", "ValueError") else ModelError(message, hint)
+
+
+def _check_methods(methods: Sequence[RangeMethod]) -> None:
+    if not methods:
+        raise UsageError("No range method was asked for.", f"Give at least one of {', '.join(METHODS)}.")
+    for method in methods:
+        if method not in METHODS:
+            raise unknown("range method", method, METHODS)
+
+
+def _read(path: Path) -> Any:
+    """The model without external data; initializers that old exporters list as inbound are taken off the inputs."""
+    import onnx
+
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except FileNotFoundError as error:
+        raise ModelError(f"There is no model at '{path}'.", "Give the path of an ONNX file.") from error
+    except Exception as error:  # protobuf's DecodeError, and whatever else a broken file causes
+        raise ModelError(f"'{path.name}' is not a readable ONNX file: {error}", "Export it again.") from error
+    weights = {t.name for t in model.graph.initializer}
+    kept = [v for v in model.graph.input if v.name not in weights]
+    del model.graph.input[:]
+    model.graph.input.extend(kept)
+    model.ir_version = max(model.ir_version, 4)  # below, every initializer must be an input
+    return model
+
+
+def _session(model: Any, path: Path, threads: int) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.resolve().parent))
+    try:
+        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions share no base class but Exception
+        raise ModelError(f"onnxruntime cannot load '{path.name}' for calibration: {str(error).splitlines()[0]}") from error
+
+
+def _with_aliases(tensors: Mapping[str, TensorStats], aliases: Mapping[str, str]) -> dict[str, TensorStats]:
+    return {**tensors, **{name: tensors[target] for name, target in aliases.items()}}

@@ -1,0 +1,184 @@
+"""The append-only journal of a search: what makes it anytime, resumable and replayable.
+
+One JSON object a line, flushed to disk before the search goes on, so that `kill -9` loses only the
+step that was running. A torn last line (the machine died while writing) is ignored. Later events
+about a candidate replace earlier ones, so an interrupted and resumed journal reads like a whole one.
+
+Events: start, split, baseline, candidate, tuned, confirmed, measured, decided, interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from lowbit.errors import Interrupted
+from lowbit.pipeline.decide import decide
+from lowbit.types import Candidate, Comparison, Decision, Energy, Measurement, Policy, Tuning
+
+
+def encode(value: object) -> Any:
+    """A shared record (types.py) as plain JSON values; NaN and infinity become strings."""
+    return _adapter(type(value)).dump_python(value, mode="json")
+
+
+def decode(kind: Any, raw: Any) -> Any:
+    """The inverse of `encode`.
+
+    Raises:
+        pydantic.ValidationError: `raw` is not of that kind.
+    """
+    return _adapter(kind).validate_python(raw)
+
+
+_ADAPTERS: dict[Any, Any] = {}
+
+
+def _adapter(kind: Any) -> Any:
+    from pydantic import TypeAdapter
+
+    if kind not in _ADAPTERS:
+        _ADAPTERS[kind] = TypeAdapter(kind)
+    return _ADAPTERS[kind]
+
+
+class Journal:
+    """Appends events to `journal.jsonl`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, event: str, **fields: Any) -> None:
+        """Writes one event and waits until it is on disk.
+
+        Raises:
+            Interrupted: the disk is full; nothing half-written stays.
+        """
+        line = json.dumps({"event": event, **fields}, default=_plain).encode() + b"\n"
+        with self.path.open("ab") as file:
+            end = file.tell()
+            try:
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError as error:
+                os.truncate(self.path, end)
+                raise Interrupted(
+                    f"The journal cannot be written ({error.strerror}).", "Free some space; the same command resumes."
+                ) from error
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """All whole events, oldest first."""
+        if not self.path.exists():
+            return
+        with self.path.open("rb") as file:
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return  # torn by a crash: never acknowledged, so never happened
+                yield json.loads(line)
+
+    def mend(self) -> None:
+        """Cuts off a torn last line, so that the next event starts on a line of its own."""
+        if not self.path.exists():
+            return
+        data = self.path.read_bytes()
+        whole = data.rfind(b"\n") + 1
+        if whole != len(data):
+            os.truncate(self.path, whole)
+
+
+def _plain(value: object) -> Any:
+    encoded = encode(value)
+    assert encoded is not value, f"cannot write {type(value).__name__} in the journal"
+    return encoded
+
+
+@dataclass
+class State:
+    """What a journal says happened so far.
+
+    Attributes:
+        start: The first event: key, policy, advice and everything about the request.
+        baseline: The baseline candidate, once measured.
+        candidates: By id, in the order they were first finished.
+        tuned: Ids whose tuning has been searched.
+        finalists: Ids chosen to be confirmed; empty until then.
+        decision: The last decision written.
+    """
+
+    start: dict[str, Any] = field(default_factory=dict)
+    baseline: Candidate | None = None
+    candidates: dict[str, Candidate] = field(default_factory=dict)
+    tuned: dict[str, Tuning] = field(default_factory=dict)
+    finalists: tuple[str, ...] = ()
+    decision: Decision | None = None
+
+    @property
+    def policy(self) -> Policy:
+        policy: Policy = decode(Policy, self.start["policy"])
+        return policy
+
+    @property
+    def advice(self) -> tuple[str, ...]:
+        return tuple(self.start.get("advice", ()))
+
+
+def read_state(journal: Journal) -> State:
+    """Folds the events into a state."""
+    state = State()
+    for event in journal.events():
+        apply(state, event)
+    return state
+
+
+def apply(state: State, event: dict[str, Any]) -> None:
+    """One event's effect on the state; later evidence about the same thing replaces earlier evidence."""
+    kind = event["event"]
+    if kind == "start":
+        state.start = event
+    elif kind == "baseline":
+        state.baseline = decode(Candidate, event["candidate"])
+    elif kind == "candidate":
+        candidate = decode(Candidate, event["candidate"])
+        state.candidates[candidate.id] = candidate
+    elif kind == "tuned":
+        tuning = decode(Tuning, event["tuning"])
+        state.tuned[event["id"]] = tuning
+        _change(state, event["id"], tuning=tuning)
+    elif kind == "finalists":
+        state.finalists = tuple(event["ids"])
+    elif kind == "confirmed":
+        _change(state, event["id"], confirm=decode(Comparison, event["comparison"]))
+    elif kind == "measured":
+        _change(
+            state,
+            event["id"],
+            measurements=decode(tuple[Measurement, ...], event["measurements"]),
+            peak_memory_bytes=event["peak_memory_bytes"],
+            energy=decode(Energy | None, event["energy"]),
+        )
+    elif kind == "decided":
+        state.decision = decode(Decision, event["decision"])
+
+
+def _change(state: State, candidate_id: str, **changes: Any) -> None:
+    if state.baseline is not None and candidate_id == state.baseline.id:
+        state.baseline = replace(state.baseline, **changes)
+    else:
+        state.candidates[candidate_id] = replace(state.candidates[candidate_id], **changes)
+
+
+def replay(path: Path) -> Decision:
+    """Decides again from the evidence in a journal: the same journal always gives the same decision.
+
+    Raises:
+        ValueError: the journal ends before the baseline was measured.
+    """
+    state = read_state(Journal(path))
+    if state.baseline is None:
+        raise ValueError(f"{path.name} ends before the baseline was measured")
+    return decide(state.baseline, list(state.candidates.values()), state.policy, state.advice)

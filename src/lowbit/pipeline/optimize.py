@@ -1,0 +1,145 @@
+"""`lowbit.optimize`, told from top to bottom: baseline, candidates, tuning, confirmation, decision, bundle."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lowbit.bundle.bundle import Bundle
+from lowbit.errors import Interrupted
+from lowbit.graph.prepare import prepare
+from lowbit.pipeline.advice import advise
+from lowbit.pipeline.baseline import run_baseline
+from lowbit.pipeline.context import Context
+from lowbit.pipeline.decide import decide
+from lowbit.pipeline.finish import confirm, race_finalists
+from lowbit.pipeline.journal import read_state
+from lowbit.pipeline.reporting import Reporter
+from lowbit.pipeline.request import Data, Options, Request, read_request
+from lowbit.pipeline.screen import QuickTimes
+from lowbit.pipeline.search import search
+from lowbit.pipeline.store import Store, locked, open_store
+from lowbit.pipeline.tune import tune
+from lowbit.pipeline.write import clean_up, write_bundle
+from lowbit.runtimes.hardware import probe
+from lowbit.types import Decision
+
+FINISH_SHARE = 0.25
+"""Part of a time limit kept for confirming and timing the finalists."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an optimization found.
+
+    Attributes:
+        decision: The verdict, what was chosen, and why.
+        bundle: The folder that came out.
+    """
+
+    decision: Decision
+    bundle: Bundle
+
+    def __str__(self) -> str:
+        return f"{self.decision.verdict}: {self.decision.chosen}\n" + "\n".join(self.decision.reasons)
+
+
+def optimize(
+    model: str | Path,
+    data: Data,
+    *,
+    out: str | Path | None = None,
+    reporter: Reporter | None = None,
+    command: str | None = None,
+    **options: Any,
+) -> Result:
+    """Finds the smallest, fastest version of a model that stays within an accuracy budget on this machine and data.
+
+    Args:
+        model: An .onnx file.
+        data: A folder of images, .npz, CSV, Parquet, JSONL, `module:callable`, or a dict of arrays (docs/guides/data.md).
+        out: Folder of the bundle; `build/<model's name>` where not given. The same call resumes an interrupted run there.
+        reporter: Who is told about progress.
+        command: For the manifest; made up from the arguments where not given.
+        **options: Fields of `Options`: max_drop, metric, objective, batch, max_latency_ms, time_limit_s and so on.
+
+    Raises:
+        UsageError, ModelError, DataError: what the user can mend, with a hint.
+        Interrupted: Ctrl-C or a full disk; the same call resumes.
+    """
+    reporter = reporter or Reporter()
+    reporter.stage("Reading the model and the data")
+    request = read_request(model, data, Options(**options))
+    store = open_store(Path(out) if out else Path("build") / request.model.path.stem, request.key, force=request.options.force)
+    with locked(store):
+        context = new_context(request, store, reporter)
+        try:
+            decision = run(context, request, command or described(request))
+        except KeyboardInterrupt as error:
+            store.journal.append("interrupted")
+            raise Interrupted(f"Stopped; '{store.out}' keeps {finished(context)}.", "The same command resumes.") from error
+        clean_up(context)
+    return Result(decision, Bundle.load(store.out))
+
+
+def new_context(request: Request, store: Store, reporter: Reporter) -> Context:
+    """The run's context, with what an earlier run left in the journal."""
+    limit = request.policy.time_limit_s
+    return Context(
+        model=request.model,
+        split=request.split,
+        metric=request.metric,
+        policy=request.policy,
+        hardware=probe(),
+        runtimes=request.runtimes,
+        recipes=request.recipes,
+        transformer=request.traits.transformer,
+        store=store,
+        reporter=reporter,
+        deadline=time.monotonic() + limit * (1 - FINISH_SHARE) if limit else None,
+        prune=request.options.prune,
+        state=read_state(store.journal),
+    )
+
+
+def run(context: Context, request: Request, command: str) -> Decision:
+    """The whole story. Every step reads the journal first, so a resumed run goes on where the last one stopped."""
+    if not context.state.start:
+        context.record("start", key=request.key, command=command, source={"path": request.model.path.name, "sha256": request.model.sha256},
+                       policy=context.policy, advice=[])  # fmt: skip
+    prepare(context.model, context.store.prepared)
+    baseline = run_baseline(context)
+    if context.state.baseline is None:
+        context.record("baseline", candidate=baseline)
+        context.record("start", **{**without_event(context.state.start), "advice": list(advise(context.model, baseline, context.policy))})
+    for line in context.state.advice:
+        context.reporter.note(line)
+    search(context, QuickTimes(context), lambda: write_bundle(context, decide_now(context), command, complete=False))
+    tune(context)
+    race_finalists(context, confirm(context))
+    decision = decide_now(context)
+    context.record("decided", decision=decision)
+    write_bundle(context, decision, command)
+    return decision
+
+
+def decide_now(context: Context) -> Decision:
+    """The decision that the evidence so far supports."""
+    assert context.state.baseline is not None, "the baseline comes first"
+    return decide(context.state.baseline, list(context.state.candidates.values()), context.policy, context.state.advice)
+
+
+def finished(context: Context) -> str:
+    count = len(context.state.candidates)
+    return f"{count} finished candidate{'' if count == 1 else 's'}"
+
+
+def without_event(event: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in event.items() if name != "event"}
+
+
+def described(request: Request) -> str:
+    """A command line for callers of the Python API."""
+    return f"lowbit optimize {request.model.path.name} --data {request.data.name} --max-drop {request.policy.max_drop}"

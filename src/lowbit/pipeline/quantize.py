@@ -1,0 +1,84 @@
+"""Make the artifact of a recipe. The source and the prepared model are never changed."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from lowbit.errors import ModelError
+from lowbit.graph.dynamic import write_dynamic
+from lowbit.graph.halves import write_fp16
+from lowbit.graph.nncf_writer import write_nncf
+from lowbit.graph.qdq import RangeOf, write_static
+from lowbit.pipeline.calibrate import CalibrationStats
+from lowbit.recipe import Recipe
+from lowbit.types import Feeds
+
+
+def quantize(
+    source: Path,
+    prepared: Path,
+    recipe: Recipe,
+    out: Path,
+    *,
+    stats: CalibrationStats | None = None,
+    feeds: Sequence[Feeds] = (),
+    transformer: bool = False,
+) -> Path:
+    """Writes the artifact of `recipe` to `out`; `out` appears whole or not at all.
+
+    Args:
+        source: The user's model, shipped as it is by recipes that change no precision.
+        prepared: What `graph.prepare` wrote.
+        recipe: What to make.
+        out: The .onnx file to write.
+        stats: Calibration statistics, for static recipes.
+        feeds: Calibration batches, for NNCF, which runs its own calibration.
+        transformer: The model has attention.
+
+    Raises:
+        ModelError: the writer could not make it; the message is the writer's.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.stem}.tmp.onnx")
+    try:
+        _write(source, prepared, recipe, temporary, stats, feeds, transformer)
+        temporary.replace(out)
+    except (ModelError, OSError, KeyboardInterrupt):
+        raise
+    except Exception as error:  # foreign writers raise anything; a recipe that cannot be made is evidence, not a crash
+        raise ModelError(f"{recipe.name} cannot be made: {type(error).__name__}: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return out
+
+
+def _write(
+    source: Path, prepared: Path, recipe: Recipe, out: Path, stats: CalibrationStats | None, feeds: Sequence[Feeds], transformer: bool
+) -> None:
+    if recipe.method == "none":
+        shutil.copyfile(source, out)
+    elif recipe.method == "cast":
+        write_fp16(prepared, out)
+    elif recipe.method == "dynamic":
+        write_dynamic(prepared, out, recipe)
+    elif recipe.method == "nncf":
+        write_nncf(prepared, out, feeds, transformer=transformer)
+    else:
+        assert stats is not None, f"{recipe.name} needs calibration statistics"
+        write_static(prepared, out, recipe, range_of(recipe, stats))
+
+
+def range_of(recipe: Recipe, stats: CalibrationStats) -> RangeOf:
+    """Looks ranges up by the recipe's method; tensors that were never observed have none."""
+    assert recipe.ranges is not None, f"{recipe.name} names no range method"
+    method = recipe.ranges
+
+    def lookup(tensor: str) -> tuple[float, float] | None:
+        try:
+            return stats.range(tensor, method)
+        except KeyError:
+            return None
+
+    return lookup

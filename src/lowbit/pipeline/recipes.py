@@ -1,0 +1,84 @@
+"""Which recipes are worth trying on a model, in the order in which they should be tried. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import get_args
+
+from lowbit.recipe import QuantSpec, Recipe
+from lowbit.types import RangeMethod
+
+FP32 = Recipe("fp32", "none", QuantSpec("fp32"))
+FP16 = Recipe("fp16", "cast", QuantSpec("fp16"))
+INT8_DYNAMIC = Recipe("int8-dynamic", "dynamic", QuantSpec("int8", "per-channel", symmetric=True))
+INT8_NNCF = Recipe("int8-nncf", "nncf", QuantSpec("int8", "per-channel", symmetric=True), QuantSpec("uint8"))
+INT8_DEFAULTS = Recipe("int8-onnxruntime-defaults", "onnxruntime-defaults", QuantSpec("int8", symmetric=True), QuantSpec("int8"), "minmax")
+"""What `quantize_static` gives without options: signed activations, per-tensor weights, every operator."""
+
+MATRIX_OPERATORS = ("Conv", "Gemm", "MatMul")
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a model is made of, as far as the choice of recipes goes.
+
+    Attributes:
+        transformer: It has attention: Softmax between matrix products, with normalisation.
+        recurrent: It has LSTM, GRU or RNN layers.
+        convolutional: It has convolutions.
+        matrix: It has matrix products.
+    """
+
+    transformer: bool
+    recurrent: bool
+    convolutional: bool
+    matrix: bool
+
+
+def traits(operators: Mapping[str, int]) -> Traits:
+    """Reads the traits off operator counts (graph/load.operator_counts)."""
+    products = operators.get("MatMul", 0) + operators.get("Gemm", 0)
+    norms = operators.get("LayerNormalization", 0) + operators.get("ReduceMean", 0) + operators.get("SimplifiedLayerNormalization", 0)
+    return Traits(
+        transformer=operators.get("Softmax", 0) > 0 and products >= 4 and norms > 1,
+        recurrent=any(operators.get(name, 0) for name in ("LSTM", "GRU", "RNN")),
+        convolutional=operators.get("Conv", 0) + operators.get("ConvTranspose", 0) > 0,
+        matrix=products > 0,
+    )
+
+
+def static(ranges: RangeMethod, *, per_channel: bool = True, operators: tuple[str, ...] = (), suffix: str = "") -> Recipe:
+    """A static INT8 recipe: unsigned activations, signed symmetric weights."""
+    granularity = "per-channel" if per_channel else "per-tensor"
+    name = f"int8-static-{ranges}{'' if per_channel else '-tensor'}{suffix}"
+    return Recipe(name, "static", QuantSpec("int8", granularity, symmetric=True), QuantSpec("uint8"), ranges, operators)
+
+
+def recipes_for(model: Traits, *, nncf: bool) -> list[Recipe]:
+    """Cheap and likely first: what costs nothing to make, then the best INT8 guesses for the kind of model, then the rest.
+
+    Attention keeps its accuracy only where the matrix products alone are quantized, so for transformers
+    these recipes come before those that quantize every operator.
+    """
+    all_ranges: tuple[RangeMethod, ...] = get_args(RangeMethod)
+    found = [FP32, FP16]
+    if model.transformer:
+        found += [INT8_DYNAMIC]
+        found += [INT8_NNCF] if nncf else []
+        found += [static(ranges, operators=MATRIX_OPERATORS, suffix="-matmul") for ranges in ("percentile", "mse", "minmax")]
+        found += [static("minmax")]
+    elif model.recurrent:
+        found += [INT8_DYNAMIC, static("minmax", operators=MATRIX_OPERATORS, suffix="-matmul")]
+    else:
+        found += [static(ranges) for ranges in ("minmax", "mse", "percentile", "entropy")]
+        found += [INT8_NNCF] if nncf else []
+        found += [INT8_DYNAMIC] if model.matrix and not model.convolutional else []
+        found += [static("minmax", per_channel=False)]
+    assert set(all_ranges) >= {recipe.ranges for recipe in found if recipe.ranges}
+    return [*found, INT8_DEFAULTS]
+
+
+def structure(recipe: Recipe) -> str:
+    """What determines speed: recipes that differ in their ranges alone are equally fast."""
+    return str(replace(recipe, name="", ranges=None))

@@ -1,0 +1,199 @@
+"""Turn what the user typed into what a run needs, refusing early whatever cannot work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import get_args
+
+from lowbit import __version__
+from lowbit.data import Dataset, Preprocess, Split, check_labels, open_data, split
+from lowbit.errors import UsageError, unknown
+from lowbit.graph.load import load_model, operator_counts
+from lowbit.graph.nncf_writer import installed as nncf_installed
+from lowbit.measure.metrics import Metric, metric_for
+from lowbit.pipeline.evaluate import call_batch
+from lowbit.pipeline.recipes import Traits, recipes_for, traits
+from lowbit.pipeline.store import request_key
+from lowbit.recipe import Recipe
+from lowbit.runtimes import registry
+from lowbit.runtimes.base import Runtime
+from lowbit.types import Array, Budget, Model, Objective, Policy
+
+Data = str | Path | Mapping[str, Array]
+MAX_BATCH = 4096
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user may say about a run; every field has a sensible default (docs/reference/cli.md)."""
+
+    max_drop: str = "1%"
+    task: str | None = None
+    metric: str | None = None
+    calibration: Data | None = None
+    preprocess: str | Path | Preprocess | None = None
+    target: str | None = None
+    slices: tuple[str, ...] = ()
+    runtimes: tuple[str, ...] = ()
+    recipes: tuple[str, ...] = ()
+    batch: tuple[int, ...] = (1, 8)
+    objective: Objective = "latency"
+    confidence: float = 0.95
+    max_latency_ms: float | None = None
+    time_limit_s: float | None = None
+    threshold: float | None = None
+    max_fpr_rise: str | None = None
+    safety_critical: bool = False
+    limit: int | None = None
+    nncf: bool = True
+    force: bool = False
+    prune: bool = False
+
+
+@dataclass(frozen=True)
+class Request:
+    """A checked request: everything opened, nothing done yet."""
+
+    model: Model
+    data: Dataset
+    split: Split
+    metric: Metric
+    policy: Policy
+    runtimes: tuple[Runtime, ...]
+    recipes: tuple[Recipe, ...]
+    traits: Traits
+    key: str
+    options: Options = field(repr=False)
+
+
+def read_request(model: str | Path, data: Data, options: Options) -> Request:
+    """Opens the model and the data and checks every option against them.
+
+    Raises:
+        UsageError: an option is wrong. ModelError, DataError: the model or the data is.
+    """
+    runtimes = _runtimes(options.runtimes)
+    source = load_model(model)
+    samples = open_data(
+        data, source.inputs, read_preprocess(options.preprocess), target=options.target, slices=options.slices, limit=options.limit
+    )
+    task, metric, _ = metric_for(options.task, options.metric, source.outputs, samples.labels)
+    if task == "classification" and samples.labels is not None and (classes := _classes(source)):
+        check_labels(samples.labels, classes)
+    policy = read_policy(options, task, metric, call_batch(source.inputs, 0))
+    calibration = None
+    if options.calibration is not None:
+        calibration = open_data(options.calibration, source.inputs, samples.preprocess, target=options.target)
+    parts = split(samples, calibration)
+    kinds = traits(operator_counts(source.path))
+    recipes = _recipes(options.recipes, recipes_for(kinds, nncf=options.nncf and nncf_installed()))
+    key = request_key(
+        source.sha256, parts.calibration.fingerprint, parts.search.fingerprint, parts.confirm.fingerprint, samples.preprocess.to_yaml(),
+        task, metric.name, policy.max_drop, policy.confidence, policy.batch, policy.objective, policy.max_latency_ms, policy.threshold,
+        policy.max_fpr_rise, policy.safety_critical, options.slices, [runtime.name for runtime in runtimes], [recipe.name for recipe in recipes],
+        __version__.rpartition(".")[0],
+    )  # fmt: skip
+    return Request(source, samples, parts, metric, policy, runtimes, recipes, kinds, key, options)
+
+
+def read_policy(options: Options, task: str, metric: Metric, own_batch: int) -> Policy:
+    """The policy of the options.
+
+    Raises:
+        UsageError: a value is out of range, or the budget is in points and the metric has no scale.
+    """
+    if not 0.5 <= options.confidence < 1:
+        raise UsageError(f"Confidence {options.confidence} is not between 0.5 and 1.", "Give e.g. 0.95.")
+    if options.objective not in get_args(Objective):
+        raise unknown("objective", options.objective, get_args(Objective))
+    budget = Budget.parse(options.max_drop)
+    if not budget.relative and not metric.bounded:
+        raise UsageError(f"'{options.max_drop}' has no meaning for {metric.name}, which has no 0-1 scale.", "Give a share, e.g. 1%.")
+    if options.max_fpr_rise is not None and options.threshold is None:
+        raise UsageError("--max-fpr-rise needs --threshold: the score from which the model says yes.")
+    rise = Budget.parse(options.max_fpr_rise) if options.max_fpr_rise else None
+    if rise is not None and rise.relative:
+        raise UsageError(f"The rise of the false-positive rate is in points; got '{options.max_fpr_rise}'.", "Give e.g. 0.5pp.")
+    return Policy(
+        task=task,
+        metric=metric.name,
+        max_drop=budget,
+        confidence=options.confidence,
+        objective=options.objective,
+        batch=_batches(options.batch, own_batch),
+        max_latency_ms=_positive("Latency ceiling", options.max_latency_ms),
+        time_limit_s=_positive("Time limit", options.time_limit_s),
+        threshold=options.threshold,
+        max_fpr_rise=rise.value if rise else None,
+        safety_critical=options.safety_critical,
+    )
+
+
+def read_preprocess(given: str | Path | Preprocess | None) -> Preprocess | None:
+    """A preset's name or a YAML file.
+
+    Raises:
+        UsageError: neither.
+    """
+    if given is None or isinstance(given, Preprocess):
+        return given
+    path = Path(given)
+    if path.suffix in (".yaml", ".yml") or path.exists():
+        if not path.is_file():
+            raise UsageError(f"There is no preprocessing file '{given}'.", "Give a YAML file or the name of a preset.")
+        return Preprocess.from_yaml(path.read_text())
+    return Preprocess.preset(str(given))
+
+
+def _runtimes(names: Sequence[str]) -> tuple[Runtime, ...]:
+    """The asked runtimes, onnxruntime always first among them: the baseline runs there."""
+    if not names:
+        return tuple(registry.available())
+    chosen = [registry.get(name) for name in dict.fromkeys(names)]
+    return tuple(sorted(chosen, key=lambda runtime: runtime.name != "onnxruntime"))
+
+
+def _recipes(names: Sequence[str], known: list[Recipe]) -> tuple[Recipe, ...]:
+    if not names:
+        return tuple(known)
+    by_name = {recipe.name: recipe for recipe in known}
+    for name in names:
+        if name not in by_name:
+            raise unknown("recipe", name, by_name)
+    return tuple(recipe for recipe in known if recipe.name in names)
+
+
+def _batches(asked: Sequence[int], own: int) -> tuple[int, ...]:
+    if not asked or min(asked) < 1 or max(asked) > MAX_BATCH:
+        raise UsageError(f"Batch sizes {list(asked)} are not between 1 and {MAX_BATCH}.", "Give e.g. --batch 1,8.")
+    return (own,) if own else tuple(sorted(set(asked)))
+
+
+def _positive(what: str, value: float | None) -> float | None:
+    if value is not None and value <= 0:
+        raise UsageError(f"{what} {value} is not above zero.")
+    return value
+
+
+def _classes(model: Model) -> int | None:
+    """Number of classes, where the model's first output says it: its last axis, if it is wider than one."""
+    last = model.outputs[0].shape[-1] if model.outputs[0].shape else None
+    return last if isinstance(last, int) and last > 1 else None
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of "90", "90s", "5m", "1.5h" or "60ms".
+
+    Raises:
+        UsageError: not of that form.
+    """
+    units: dict[str, float] = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "": 1.0}
+    stripped = text.strip().lower()
+    number = stripped.rstrip("abcdefghijklmnopqrstuvwxyz ")
+    unit = stripped[len(number) :].strip()
+    try:
+        return float(number) * units[unit]
+    except (KeyError, ValueError) as error:
+        raise UsageError(f"'{text}' is not a duration.", "Give e.g. 60ms, 90s, 5m or 1h.") from error

@@ -1,0 +1,132 @@
+"""The search over candidates: make, time quickly, evaluate, remember. Anytime: stop it when you like.
+
+Each finished candidate is one journal event; what the journal has is not run again. Candidates
+that are plainly too slow or plainly broken stop early, and say why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from lowbit.errors import ModelError
+from lowbit.graph.load import artifact_size
+from lowbit.graph.parameters import read_parameters, save_parameters
+from lowbit.measure.compare import compare
+from lowbit.measure.outcomes import Outcomes
+from lowbit.pipeline.calibrate import CalibrationStats, calibrate
+from lowbit.pipeline.context import Context
+from lowbit.pipeline.evaluate import call_batch, evaluate
+from lowbit.pipeline.plan import Plan, plan
+from lowbit.pipeline.quantize import quantize
+from lowbit.pipeline.recipes import structure
+from lowbit.pipeline.screen import QuickTimes, plainly_slow
+from lowbit.pipeline.store import link_or_copy
+from lowbit.runtimes import registry
+from lowbit.types import Candidate
+
+HOPELESS = 3.0
+"""Times the budget: beyond this, with the whole interval, a candidate is refused without seeing the rest of the samples."""
+
+CALIBRATION_BATCH = 8
+
+
+def search(context: Context, quick: QuickTimes, keep: Callable[[], object]) -> None:
+    """Tries every planned candidate that the journal does not have yet, until done or out of time.
+
+    Args:
+        context: The run.
+        quick: Times candidates.
+        keep: Called after each finished candidate: writes the best so far.
+    """
+    tunings = {runtime.name: runtime.tunings(context.hardware) for runtime in context.runtimes}
+    plans = plan(context.recipes, tunings, fixed_shape=True)
+    context.reporter.stage(f"{len(plans)} candidates", len(plans))
+    for index, entry in enumerate(plans):
+        if context.out_of_time():
+            context.reporter.note(f"Time is up: {len(plans) - index} candidates were not tried.")
+            break
+        if entry.id not in context.state.candidates:
+            candidate = try_candidate(context, entry, quick)
+            context.record("candidate", candidate=candidate)
+            context.reporter.candidate(candidate)
+            keep()
+        context.reporter.advance(index + 1)
+
+
+def try_candidate(context: Context, entry: Plan, quick: QuickTimes) -> Candidate:
+    """One candidate from recipe to evidence. What goes wrong becomes part of the evidence."""
+    blank = Candidate(id=entry.id, recipe=entry.recipe.name, runtime=entry.runtime, precision=entry.precision, tuning=entry.tuning)
+    try:
+        artifact = make_artifact(context, entry)
+        made = replace(blank, size_bytes=artifact_size(artifact), artifact=str(artifact.relative_to(context.store.out)))
+        times = quick.of(entry, structure(entry.recipe), artifact)
+        if reason := plainly_slow(times):
+            return replace(made, status="dropped", measurements=times, reasons=(reason,))
+        return evaluated(context, replace(made, measurements=times), artifact)
+    except ModelError as error:
+        return replace(blank, status="failed", reasons=(error.message,))
+
+
+def make_artifact(context: Context, entry: Plan) -> Path:
+    """The artifact in the candidate's own folder, with its recipe and parameter table; made once per recipe."""
+    if entry.recipe.method == "none":
+        return context.store.out / "baseline" / "model.onnx"
+    shared = context.store.artifact(entry.recipe.name)
+    if not shared.exists():
+        stats = calibration(context) if entry.recipe.ranges else None
+        feeds = context.calibration_feeds() if entry.recipe.method == "nncf" else []
+        quantize(
+            context.model.path, context.store.prepared, entry.recipe, shared, stats=stats, feeds=feeds, transformer=context.transformer
+        )
+    folder = context.store.candidate(entry.id)
+    artifact = folder / "model.onnx"
+    link_or_copy(shared, artifact)
+    (folder / "recipe.yaml").write_text(entry.recipe.to_yaml())
+    if entry.recipe.activations:
+        save_parameters(read_parameters(artifact), folder)
+    return artifact
+
+
+def calibration(context: Context) -> CalibrationStats:
+    """Calibration statistics: from this run, from the folder, or from one pass over the calibration samples."""
+    if context.stats is None and context.store.stats.exists():
+        context.stats = CalibrationStats.load(context.store.stats)
+    if context.stats is None:
+        data = context.split.calibration
+        context.reporter.note(f"Calibrating on {len(data)} samples: {data.name}, {context.split.how_selected}.")
+        size = call_batch(context.model.inputs, CALIBRATION_BATCH)
+        batches = (batch for batch in data.batches(size) if len(batch.rows) == size or size == CALIBRATION_BATCH)
+        context.stats = calibrate(context.store.prepared, batches)
+        context.store.stats.parent.mkdir(parents=True, exist_ok=True)
+        context.stats.save(context.store.stats)
+    return context.stats
+
+
+def evaluated(context: Context, candidate: Candidate, artifact: Path) -> Candidate:
+    """The candidate with its comparison on the search samples, or dropped on a part of them when it is plainly broken."""
+    context.reporter.note(f"Evaluating {candidate.id}")
+    data, expected = context.split.search, context.outcomes["search"]
+
+    def hopeless(outcomes: Outcomes) -> bool:
+        seen = compare(context.metric, expected.take(np.arange(outcomes.n)), outcomes, context.policy, hardest=False)
+        return seen.broken is not None or seen.delta.ci_low > HOPELESS * context.policy.max_drop.value
+
+    session = registry.get(candidate.runtime).open(artifact, replace(candidate.tuning, fixed_shape=False), None)
+    try:
+        outcomes = evaluate(session, data, context.metric, reference=context.references["search"], stop=hopeless)
+    finally:
+        session.close()
+    folder = context.store.candidate(candidate.id)
+    folder.mkdir(parents=True, exist_ok=True)
+    outcomes.save(folder / "outcomes-search.npz")
+    seen = outcomes.n
+    slices = {name: values[:seen] for name, values in context.slices("search").items()}
+    comparison = compare(context.metric, expected.take(np.arange(seen)), outcomes, context.policy, slices=slices)
+    if seen < len(data):
+        reason = f"Stopped after {seen} of {len(data)} samples: {comparison.broken or 'far over the budget already'}."
+        return replace(candidate, status="dropped", search=comparison, reasons=(reason,))
+    return replace(candidate, search=comparison)

@@ -1,0 +1,162 @@
+"""The output folder: who may write in it, where things lie, and how they get there whole.
+
+OUT/bundle.json  model/  baseline/  candidates/ID/  calibration/  journal.jsonl  .work/ (gone when done)
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from lowbit.errors import Interrupted, UsageError
+from lowbit.pipeline.journal import Journal
+
+
+class Store:
+    """Paths and effects of one output folder."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.journal = Journal(out / "journal.jsonl")
+        self.work = out / ".work"
+
+    @property
+    def prepared(self) -> Path:
+        return self.work / "prepared.onnx"
+
+    @property
+    def stats(self) -> Path:
+        return self.out / "calibration" / "stats.npz"
+
+    def candidate(self, candidate_id: str) -> Path:
+        """Folder of one candidate; runtimes that share an artifact share it through a hard link."""
+        return self.out / "candidates" / candidate_id
+
+    def artifact(self, recipe: str) -> Path:
+        """Where the artifact of a recipe is made before candidates link to it."""
+        return self.work / "artifacts" / f"{recipe}.onnx"
+
+
+def open_store(out: Path, key: str, *, force: bool = False) -> Store:
+    """Claims `out` for the run with this key: a new folder, an empty one, or one that the same run began.
+
+    Args:
+        out: The output folder.
+        key: Identifies the request (model, data, options that change evidence); see `request_key`.
+        force: Throw away what another run left there.
+
+    Raises:
+        UsageError: `out` is a file, cannot be written, holds another run's bundle, or things that are not lowbit's.
+    """
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"'{out}' is a file; the bundle needs a folder.", "Give another --out.")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise _not_writable(out, error) from error
+    store = Store(out)
+    _check_owner(store, key, force)
+    store.journal.mend()
+    store.work.mkdir(exist_ok=True)
+    return store
+
+
+def _not_writable(out: Path, error: OSError) -> Exception:
+    if error.errno == errno.ENOSPC:
+        return full_disk(error)
+    return UsageError(f"'{out}' cannot be written: {error.strerror}.", "Give another --out, or change its permissions.")
+
+
+def full_disk(error: OSError) -> Interrupted:
+    return Interrupted(f"The disk is full ({error.strerror}).", "Free some space; the same command resumes, nothing finished is lost.")
+
+
+def _check_owner(store: Store, key: str, force: bool) -> None:
+    out = store.out
+    first = next(store.journal.events(), None)
+    if first is None:
+        foreign = [entry.name for entry in out.iterdir() if entry.name not in (".work", "journal.jsonl")]
+        if foreign and not force:
+            raise UsageError(f"'{out}' is not empty ({', '.join(sorted(foreign)[:3])}) and not a lowbit bundle.", "Give a new --out.")
+        return
+    if first.get("key") == key:
+        return
+    if not force:
+        raise UsageError(
+            f"'{out}' holds the bundle of another run ({first.get('source', {}).get('path', 'unknown model')}, other model, data or options).",
+            "Give another --out, or --force to replace it.",
+        )
+    for entry in (
+        "bundle.json",
+        "model",
+        "baseline",
+        "candidates",
+        "calibration",
+        "report.html",
+        "MODEL_CARD.md",
+        "preprocess.yaml",
+        ".work",
+    ):
+        target = out / entry
+        shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+    store.journal.path.unlink()
+
+
+@contextmanager
+def locked(store: Store) -> Iterator[None]:
+    """Holds the folder for one process.
+
+    Raises:
+        UsageError: another process is writing there.
+        Interrupted: the disk filled up meanwhile.
+    """
+    lock: IO[Any] = (store.work / "lock").open("w")
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UsageError(f"Another lowbit run is writing to '{store.out}'.", "Wait for it, or give another --out.") from error
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise full_disk(error) from error
+        raise
+    finally:
+        lock.close()
+
+
+def request_key(*parts: object) -> str:
+    """A digest of everything that changes the evidence."""
+    return hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).hexdigest()
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Puts a file in a second place, without its bytes taking space twice where the file system can."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        shutil.copyfile(source, temporary)
+    temporary.replace(target)
+
+
+def copy_whole(source: Path, target: Path) -> None:
+    """Copies a file so that it appears whole or not at all; a later change of either leaves the other alone."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.tmp")
+    shutil.copyfile(source, temporary)
+    temporary.replace(target)

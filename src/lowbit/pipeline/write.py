@@ -1,0 +1,141 @@
+"""Write the bundle: what ships, the manifest, the report and the card. The manifest comes last of what a reader needs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from lowbit.bundle.card import render_card
+from lowbit.bundle.manifest import build_manifest, candidate_entry, file_entries, write_atomic, write_manifest
+from lowbit.bundle.report import render_report
+from lowbit.bundle.schema import CalibrationEntry, DataEntry, EnvironmentEntry, Manifest, ValidationEntry
+from lowbit.graph.load import external_files
+from lowbit.pipeline.context import BASELINE, Context
+from lowbit.pipeline.store import copy_whole, link_or_copy
+from lowbit.types import Candidate, Decision
+
+
+def write_bundle(context: Context, decision: Decision, command: str, *, complete: bool = True) -> Manifest:
+    """Puts the chosen artifact in `model/` and writes everything that describes it.
+
+    Args:
+        context: The run.
+        decision: What was decided.
+        command: As the user typed it.
+        complete: False while the search goes on: the manifest alone is written, so that the best so far is always on disk.
+    """
+    out = context.store.out
+    baseline = context.state.baseline
+    assert baseline is not None, "the baseline comes first"
+    candidates = list(context.state.candidates.values())
+    chosen = baseline if decision.chosen == BASELINE else context.state.candidates[decision.chosen]
+    artifact = place_model(out, chosen)
+    write_atomic(out / "preprocess.yaml", context.split.search.preprocess.to_yaml())
+    for candidate in candidates:
+        write_result(context, candidate, decision)
+    manifest = build_manifest(
+        model=context.model,
+        policy=context.policy,
+        data=data_entry(context),
+        environment=environment_entry(context),
+        baseline=baseline,
+        candidates=[pruned(out, candidate) for candidate in candidates] if context.prune and complete else candidates,
+        decision=decision,
+        command=command,
+        artifact=artifact,
+        files=file_entries(out, ["model", "baseline", "preprocess.yaml"]),
+        preprocess="preprocess.yaml",
+        notes=notes(context, complete),
+    )
+    if complete:
+        write_atomic(out / "report.html", render_report(manifest, title=context.model.path.stem))
+        write_atomic(out / "MODEL_CARD.md", render_card(manifest))
+    write_manifest(manifest, out)
+    return manifest
+
+
+def place_model(out: Path, chosen: Candidate) -> str:
+    """Links the chosen artifact (with external data) into `model/`; returns its path relative to the bundle."""
+    assert chosen.artifact is not None, f"{chosen.id} was chosen without an artifact"
+    source = out / chosen.artifact
+    target = out / "model" / "model.onnx"
+    if target.exists() and target.samefile(source):
+        return "model/model.onnx"
+    for file in external_files(source):
+        copy_whole(file, target.parent / file.name)
+    link_or_copy(source, target)
+    return "model/model.onnx"
+
+
+def write_result(context: Context, candidate: Candidate, decision: Decision) -> None:
+    judgement = next((entry for entry in decision.judgements if entry.id == candidate.id), None)
+    folder = context.store.candidate(candidate.id)
+    folder.mkdir(parents=True, exist_ok=True)
+    recipe = next((recipe for recipe in context.recipes if recipe.name == candidate.recipe), None)
+    if recipe is not None and not (folder / "recipe.yaml").exists():
+        write_atomic(folder / "recipe.yaml", recipe.to_yaml())
+    entry = candidate_entry(candidate, judgement)
+    write_atomic(folder / "result.json", json.dumps(entry.model_dump(mode="json"), indent=1) + "\n")
+
+
+def pruned(out: Path, candidate: Candidate) -> Candidate:
+    """The candidate without its artifact, which is deleted; the baseline's file is not its own and stays."""
+    if candidate.artifact is None or candidate.artifact.startswith("baseline/"):
+        return candidate
+    (out / candidate.artifact).unlink(missing_ok=True)
+    return replace(candidate, artifact=None)
+
+
+def data_entry(context: Context) -> DataEntry:
+    split = context.split
+    # The validation samples are the two parts together; their fingerprint must not depend on where the cut is.
+    validation = "".join(sorted((split.search.fingerprint, split.confirm.fingerprint)))
+    return DataEntry(
+        source=split.search.name,
+        calibration=CalibrationEntry(sha256=split.calibration.fingerprint, n=len(split.calibration), how_selected=split.how_selected),
+        validation=ValidationEntry(
+            sha256=hex_digest(validation),
+            n=len(split.search) + len(split.confirm),
+            n_search=len(split.search),
+            n_confirm=len(split.confirm),
+            skipped=len(split.search.skipped),
+        ),
+    )
+
+
+def hex_digest(text: str) -> str:
+    import hashlib
+
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def environment_entry(context: Context) -> EnvironmentEntry:
+    hardware = context.hardware
+    return EnvironmentEntry(
+        cpu=hardware.cpu,
+        cores=hardware.cores,
+        isa=hardware.isa,
+        memory_bytes=hardware.memory_bytes,
+        accelerator=hardware.accelerator,
+        versions=hardware.versions,
+    )
+
+
+def notes(context: Context, complete: bool) -> tuple[str, ...]:
+    found = list(context.state.advice)
+    if not complete:
+        found.insert(0, "The search was still going on when this was written; the same command resumes it.")
+    if skipped := context.split.search.skipped:
+        found.append(
+            f"{len(skipped)} samples could not be read and were left out: {', '.join(skipped[:3])}{'…' if len(skipped) > 3 else ''}."
+        )
+    return tuple(found)
+
+
+def clean_up(context: Context) -> None:
+    """Removes the scratch folder; after this only the bundle remains."""
+    for reference in context.references.values():
+        reference.close()
+    shutil.rmtree(context.store.work, ignore_errors=True)
