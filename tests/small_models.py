@@ -20,7 +20,9 @@ def reference(path: Path, feeds: dict[str, Array]) -> dict[str, Array]:
     return dict(zip(evaluator.output_names, evaluator.run(None, feeds), strict=True))
 
 
-def save(path: Path, nodes: list[Any], inputs: dict[str, Any], outputs: dict[str, Any], weights: dict[str, Array], domain: str = "") -> Path:
+def save(
+    path: Path, nodes: list[Any], inputs: dict[str, Any], outputs: dict[str, Any], weights: dict[str, Array], domain: str = ""
+) -> Path:
     """Writes a model; inputs and outputs are name -> (element type, shape)."""
     values = [[helper.make_tensor_value_info(name, *info) for name, info in side.items()] for side in (inputs, outputs)]
     graph = helper.make_graph(nodes, "graph", *values, [numpy_helper.from_array(array, name) for name, array in weights.items()])

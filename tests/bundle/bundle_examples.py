@@ -264,7 +264,7 @@ def keep() -> Manifest:
     broken = replace(
         plain,
         metric=MetricValue("cosine", math.nan, 400),
-        delta=Delta(math.nan, math.nan, math.nan, 0.95, 400, "paired-bootstrap"),
+        delta=Delta(math.nan, math.nan, math.nan, 0.95, 400, "paired-bootstrap", relative=True),
         agreement=math.nan,
         broken="The output is NaN for 400 of 400 samples.",
     )
@@ -272,7 +272,7 @@ def keep() -> Manifest:
         plain,
         metric=MetricValue("cosine", 1.0, 400),
         baseline=MetricValue("cosine", 1.0, 400),
-        delta=Delta(0, 0, 0.0004, 0.95, 400, "paired-bootstrap"),
+        delta=Delta(0, 0, 0.0004, 0.95, 400, "paired-bootstrap", relative=True),
     )
     base = replace(BASELINE, search=None, energy=None, measurements=measurements(1.0, noisy=True)[:1])
     return make(

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 import small_models
 from conftest import missing
-
 from lowbit.errors import RunError
 from lowbit.runtimes import Runtime, Session, probe, registry
 from lowbit.types import TensorInfo, Tuning

@@ -1,5 +1,1 @@
-"""What comes out: the manifest, the loaded bundle, the report and the card."""
-
-from lowbit.bundle.bundle import Bundle, BundleSession
-
-__all__ = ["Bundle", "BundleSession"]
+"""What comes out: the manifest, the loaded bundle, the report and the card. Users import `Bundle` from `lowbit`."""

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from lowbit.runtimes.base import Runtime, Session
 
 FALLBACK = "onnxruntime"
+NO_STEPS = "This bundle has no preprocessing: its samples were fed as they are."
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class Bundle:
         entry = self._entry(candidate)
         steps = self.preprocess
         if preprocess and steps is None:
-            raise UsageError("This bundle has no preprocessing: samples were fed as they are.", "Feed model-ready arrays: session().run(x).")
+            raise UsageError(NO_STEPS, "Feed model-ready arrays: session().run(x).")
         engine, own = _runtime(runtime or entry.runtime, fallback=runtime is None)
         tuning = tuning_for(entry, batch) if own and engine.name == entry.runtime else Tuning()
         return BundleSession(engine.open(self._artifact(entry), tuning, batch), engine.name, tuning, steps, preprocess)
@@ -148,7 +149,7 @@ def _runtime(name: str, *, fallback: bool) -> tuple[Runtime, bool]:
         if not fallback or name == FALLBACK:
             raise
         lost = "outputs may differ a little, and the measured speed does not hold"
-        warnings.warn(f"{error.message} Running on {FALLBACK} instead: {lost}.", stacklevel=4)
+        warnings.warn(f"{error.message} Running on {FALLBACK} instead: {lost}.", stacklevel=3)
         return registry.get(FALLBACK), False
 
 
@@ -202,7 +203,7 @@ class BundleSession:
             DataError: no sample, one that cannot be read, or a model with several inputs.
         """
         if self._preprocess is None:
-            raise UsageError("This bundle has no preprocessing: its samples were fed as they are.", "Feed model-ready arrays to run.")
+            raise UsageError(NO_STEPS, "Feed model-ready arrays to run.")
         samples = raw if isinstance(raw, list | tuple) else [raw]
         if not samples:
             raise DataError("There is no sample to predict.", "Give one raw sample or a list of them.")

@@ -48,11 +48,12 @@ def _head(manifest: Manifest) -> str:
 
 def _what(manifest: Manifest) -> str:
     head, source = words.headline(manifest), manifest.source
-    inputs = "".join(f"\n- input `{t.name}`: {t.dtype} {_shape(t.shape)}" for t in manifest.model.inputs)
-    outputs = "".join(f"\n- output `{t.name}`: {t.dtype} {_shape(t.shape)}" for t in manifest.model.outputs)
+    inputs = "".join(f"\n- input {_code(t.name)}: {t.dtype} {_shape(t.shape)}" for t in manifest.model.inputs)
+    outputs = "".join(f"\n- output {_code(t.name)}: {t.dtype} {_shape(t.shape)}" for t in manifest.model.outputs)
     return (
-        f"## What it is\n\n**{head.action}.** {_escape(head.sentence)}\n\nMade from `{source.path}` ({source.format}, {source.parameters:,} parameters, "
-        f"{words.size(source.size_bytes)}) for {_escape(manifest.policy.task)}.\n{inputs}{outputs}"
+        f"## What it is\n\n**{head.action}.** {_escape(head.sentence)}\n\n"
+        f"Made from {_code(source.path)} ({source.format}, {source.parameters:,} parameters, {words.size(source.size_bytes)}) "
+        f"for {_escape(manifest.policy.task)}.\n{inputs}{outputs}"
     )
 
 
@@ -64,18 +65,19 @@ def _made(manifest: Manifest) -> str:
     chosen, calibration = manifest.chosen, manifest.data.calibration
     tuning = chosen.tuning
     lines = [
-        f"Recipe `{chosen.recipe}`, precision {chosen.precision}; what stays floating point runs in {tuning.precision}.",
+        f"Recipe {_code(chosen.recipe)}, precision {chosen.precision}; what stays floating point runs in {tuning.precision}.",
         f"Calibrated on {calibration.n:,} samples, {_escape(calibration.how_selected)}." if calibration.n else "Nothing was calibrated.",
         f"Chosen from {len(manifest.candidates):,} candidates by lowbit {manifest.lowbit_version} on {manifest.created[:10]}.",
     ]
-    return "## How it was made\n\n" + "\n".join(f"- {line}" for line in lines) + f"\n\n```\n{manifest.command}\n```"
+    return "## How it was made\n\n" + "\n".join(f"- {line}" for line in lines) + f"\n\n    {' '.join(manifest.command.split())}"
 
 
 def _evaluation(manifest: Manifest) -> str:
     chosen, found = manifest.chosen, manifest.chosen.comparison
     if found is None:
         return "## Evaluation\n\nThe source model itself ships; there is nothing to compare it with."
-    rows = [(found.metric.name, found.baseline.value, found.metric.value, f"{words.change(found.delta)} {words.interval(found.delta)}")]
+    main = f"{words.change(found.delta)} {words.interval(found.delta)}"
+    rows: list[tuple[str, float | None, float, str]] = [(found.metric.name, found.baseline.value, found.metric.value, main)]
     rows += [(name, found.baseline_secondary.get(name), value, words.NONE) for name, value in found.secondary.items()]
     table = "\n".join(
         f"| {_escape(words.metric_name(name))} | {words.metric_value(name, before)} | {words.metric_value(name, now)} | {change} |"
@@ -99,7 +101,7 @@ def _evaluation(manifest: Manifest) -> str:
 def _limits(manifest: Manifest) -> str:
     uses = [
         "For what the source model is for: its own card, licence and limits hold here too.",
-        f"The numbers hold for data like the validation samples ({manifest.data.validation.n:,}); other data needs `lowbit validate` first.",
+        f"The numbers hold for data like the {manifest.data.validation.n:,} validation samples; other data needs `lowbit validate` first.",
         "Speeds hold for the hardware below; on another machine measure again with `lowbit bench`.",
     ]
     if manifest.policy.safety_critical:
@@ -110,9 +112,10 @@ def _limits(manifest: Manifest) -> str:
 
 def _hardware(manifest: Manifest) -> str:
     e = manifest.environment
-    rows = "\n".join(_latency_row(manifest, entry) for entry in _shown(manifest) for _ in [0] if entry.measurements)
+    rows = "\n".join(_latency_row(manifest, entry) for entry in _shown(manifest) if entry.measurements)
+    versions = ", ".join(f"{name} {version}" for name, version in e.versions.items())
     text = f"## Measured on\n\n{_escape(e.cpu)}, {e.cores} cores ({', '.join(e.isa)}), {words.size(e.memory_bytes)} memory, "
-    text += f"accelerator: {_escape(e.accelerator or 'none')}. " + ", ".join(f"{name} {version}" for name, version in e.versions.items()) + "."
+    text += f"accelerator: {_escape(e.accelerator or 'none')}. {versions}."
     if rows:
         heads = " | ".join(f"ms, batch {b}" for b in manifest.policy.batch)
         text += f"\n\n| | {heads} | speedup | peak memory |\n|---|{'---|' * len(manifest.policy.batch)}---|---|\n{rows}"
@@ -135,17 +138,22 @@ def _latency_row(manifest: Manifest, entry: CandidateEntry) -> str:
 def _run(manifest: Manifest) -> str:
     call = "predict(sample)  # raw: preprocessing is in the bundle" if manifest.preprocess else "run(x)  # a model-ready array"
     return (
-        "## How to run\n\n```python\nfrom lowbit.bundle import Bundle\n\n"
+        "## How to run\n\n```python\nfrom lowbit import Bundle\n\n"
         f'session = Bundle.load("path/to/this/folder").session()\noutputs = session.{call}\n```'
     )
 
 
 def _lineage(manifest: Manifest) -> str:
-    lines = [f"source `{manifest.source.path}`: `{manifest.source.sha256}`", f"validation data: `{manifest.data.validation.sha256}`"]
+    lines = [f"source {_code(manifest.source.path)}: `{manifest.source.sha256}`", f"validation data: `{manifest.data.validation.sha256}`"]
     if manifest.data.calibration.sha256:
         lines.append(f"calibration data: `{manifest.data.calibration.sha256}`")
-    lines += [f"`{file.path}`: `{file.sha256}`" for file in manifest.files]
+    lines += [f"{_code(file.path)}: `{file.sha256}`" for file in manifest.files]
     return "## Lineage (SHA-256)\n\n" + "\n".join(f"- {line}" for line in lines)
+
+
+def _code(text: str) -> str:
+    """Text as a code span that it cannot leave."""
+    return f"`{' '.join(text.replace('`', chr(39)).split())}`"
 
 
 def _escape(text: str) -> str:

@@ -78,17 +78,26 @@ def scatter(dots: Sequence[Dot], budget: float, unit: str, metric: str, batch: i
     return _Scatter(dots, budget, unit, metric, batch, width, ident).draw()
 
 
+def off_chart(dot: Dot, budget: float) -> bool:
+    """Whether a dot is so far over the budget that it is only pointed at from the lower edge."""
+    return dot.y < -_reach(budget)
+
+
+def _reach(budget: float) -> float:
+    """How far the y axis may go: what is refused anyway (3x over budget) needs no room."""
+    return 3.2 * budget or 1.0
+
+
 class _Scatter:
     def __init__(self, dots: Sequence[Dot], budget: float, unit: str, metric: str, batch: int, width: int, ident: str) -> None:
         self.dots, self.budget, self.unit, self.metric, self.batch, self.ident = dots, budget, unit, metric, batch, ident
         self.width, self.height = width, 400 if width > 500 else 380
         self.left, self.right, self.top, self.bottom = 56 if width > 500 else 44, 18, 34, 62
-        kept = [dot for dot in dots if dot.y >= -3.2 * budget] or list(dots)
-        self.floor = min([-1.6 * budget, *(max(dot.low, -3.2 * budget) for dot in kept)]) * 1.08
-        self.ceiling = max([0.35 * budget, *(min(dot.high, 3.2 * budget) for dot in kept)], default=1) * 1.12
-        if self.ceiling <= self.floor:
-            self.floor, self.ceiling = -1.0, 1.0
-        self.slowest = max((dot.x for dot in dots), default=1.0) * 1.06
+        kept = [dot for dot in dots if not off_chart(dot, budget)]
+        reach = _reach(budget)
+        self.floor = min([-0.5 * reach, *(max(dot.low, -reach) for dot in kept)]) * 1.08
+        self.ceiling = max([0.1 * reach, *(min(dot.high, reach) for dot in kept)]) * 1.12
+        self.slowest = max((dot.x for dot in dots), default=0.0) * 1.06 or 1.0
 
     def px(self, x: float) -> float:
         return self.left + x / self.slowest * (self.width - self.left - self.right)
@@ -99,11 +108,12 @@ class _Scatter:
 
     def draw(self) -> str:
         front = [dot.name for dot in self.dots if dot.frontier]
-        description = f"{len(self.dots)} candidates. On the frontier, fastest first: {', '.join(front)}. Budget: {self.budget:g} {self.unit}."
+        description = f"{len(self.dots)} candidates; budget {self.budget:g} {self.unit}. Frontier, fastest first: {', '.join(front)}."
         body = [self._axes(), self._frontier(), *(self._dot(dot) for dot in self.dots), self._labels()]
         return (
             f'<svg class="scatter" viewBox="0 0 {self.width} {self.height}" width="{self.width}" height="{self.height}" role="img" '
-            f'aria-labelledby="{self.ident}-t {self.ident}-d"><title id="{self.ident}-t">Change in {escape(self.metric)} against latency</title>'
+            f'aria-labelledby="{self.ident}-t {self.ident}-d">'
+            f'<title id="{self.ident}-t">Change in {escape(self.metric)} against latency</title>'
             f'<desc id="{self.ident}-d">{escape(description)}</desc>{"".join(body)}</svg>'
         )
 
@@ -134,7 +144,7 @@ class _Scatter:
         return f'<path class="frontier" d="{path}"/>'
 
     def _dot(self, dot: Dot) -> str:
-        x, y, off = self.px(dot.x), self.py(dot.y), dot.y < self.floor
+        x, y, off = self.px(dot.x), self.py(dot.y), off_chart(dot, self.budget)
         parts = [f"<title>{escape(_tip(dot, self.unit))}</title>"]
         if not off and dot.kind != "baseline" and dot.high > dot.low:
             parts.append(f'<line class="whisker" x1="{x:.1f}" x2="{x:.1f}" y1="{self.py(dot.high):.1f}" y2="{self.py(dot.low):.1f}"/>')
@@ -150,7 +160,7 @@ class _Scatter:
         order = sorted(self.dots, key=lambda d: (not d.chosen, d.kind != "baseline", not d.frontier, d.kind == "refuse", -d.y))
         parts = []
         for dot in order:
-            name = f"{dot.name} {minus(f'{dot.y:.0f}')} {self.unit}" if dot.y < self.floor else dot.name
+            name = f"{dot.name} {minus(f'{dot.y:.0f}')} {self.unit}" if off_chart(dot, self.budget) else dot.name
             if place := self._place(dot, name, taken):
                 x, y, anchor, box = place
                 taken.append(box)
@@ -158,8 +168,8 @@ class _Scatter:
         return "".join(parts)
 
     def _place(self, dot: Dot, name: str, taken: Sequence[Box]) -> tuple[float, float, str, Box] | None:
-        x, y, wide = self.px(dot.x), self.py(dot.y), len(name) * 6.3 + 4
-        for dx, dy in ((13, 4), (0, -16), (0, 24), (-13, 4), (12, -14), (12, 20), (-12, -14), (-12, 20), (10, -30), (10, 38), (0, -34), (0, 42)):
+        x, y, wide = self.px(dot.x), self.py(dot.y), len(name) * (7.4 if dot.chosen else 6.9) + 4
+        for dx, dy in _AROUND:
             anchor = "start" if dx > 0 else "end" if dx < 0 else "middle"
             left = x + dx - (0 if dx > 0 else wide if dx < 0 else wide / 2)
             box = (left, y + dy - 11, left + wide, y + dy + 4)
@@ -167,6 +177,10 @@ class _Scatter:
             if inside and not any(_overlap(box, other) for other in taken):
                 return x + dx, y + dy, anchor, box
         return None
+
+
+_AROUND = ((15, 4), (0, -16), (0, 24), (-15, 4), (12, -14), (12, 20), (-12, -14), (-12, 20), (10, -30), (10, 38), (0, -34), (0, 42))
+"""Where a label may stand, best first: offset from its dot in pixels, y downwards."""
 
 
 def _overlap(a: Box, b: Box) -> bool:
@@ -195,12 +209,13 @@ def marker(kind: str, x: float, y: float) -> str:
 
 
 def bar(value: float, low: float, high: float, tail: float, maximum: float, kind: str) -> str:
-    """A bar from zero with the interval of its end as a whisker and a tick at `tail` (p95); fits any width."""
-    at = [f"{100 * min(max(v, 0) / maximum, 1):.2f}%" for v in (value, low, high, tail)]
+    """A bar from zero with the interval of its end as a whisker, and a tick at `tail` (p95) if that is on the axis; fits any width."""
+    at = [f"{100 * min(max(v, 0) / (maximum or 1), 1):.2f}%" for v in (value, low, high, tail)]
+    tick = f'<line class="p95" x1="{at[3]}" x2="{at[3]}" y1="1" y2="17"/>' if tail <= maximum else ""
     return (
         f'<svg class="bar v-{kind}" width="100%" height="18" aria-hidden="true"><rect class="track" y="3" width="100%" height="12" rx="2"/>'
         f'<rect class="fill" y="3" width="{at[0]}" height="12" rx="2"/><line class="whisker" x1="{at[1]}" x2="{at[2]}" y1="9" y2="9"/>'
-        f'<line class="p95" x1="{at[3]}" x2="{at[3]}" y1="1" y2="17"/></svg>'
+        f"{tick}</svg>"
     )
 
 
@@ -217,7 +232,8 @@ def interval(value: float, low: float, high: float, domain: tuple[float, float],
         lines += f'<line class="budget" x1="{at(-budget)}" x2="{at(-budget)}" y1="0" y2="{height}"/>'
     return (
         f'<svg class="interval v-{kind}" width="100%" height="{height}" aria-hidden="true">{lines}'
-        f'<line class="span" x1="{at(low)}" x2="{at(high)}" y1="{middle}" y2="{middle}"/><circle class="mark" cx="{at(value)}" cy="{middle}" r="5"/></svg>'
+        f'<line class="span" x1="{at(low)}" x2="{at(high)}" y1="{middle}" y2="{middle}"/>'
+        f'<circle class="mark" cx="{at(value)}" cy="{middle}" r="5"/></svg>'
     )
 
 

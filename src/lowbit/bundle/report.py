@@ -11,7 +11,7 @@ from html import escape
 from importlib.resources import files
 
 from lowbit.bundle import charts, words
-from lowbit.bundle.report_parts import bullets, chip, facts, section, tile
+from lowbit.bundle.report_parts import bullets, chip, code_block, facts, section, tile
 from lowbit.bundle.report_tables import candidate_table, latency_bars, slice_rows, throughput_table, turned_down
 from lowbit.bundle.schema import CandidateEntry, Manifest
 
@@ -38,7 +38,8 @@ def render_report(manifest: Manifest, *, title: str | None = None) -> str:
     )
     css = files("lowbit.bundle").joinpath("report.css").read_text(encoding="utf-8")
     return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n<link rel="icon" href="data:,">\n'
         f"<title>{escape(name)} · lowbit</title>\n<style>\n{css}</style>\n</head>\n<body>\n{_header(manifest, name)}\n<main>\n"
         + "\n".join(part for part in sections if part)
@@ -48,9 +49,9 @@ def render_report(manifest: Manifest, *, title: str | None = None) -> str:
 
 def _header(manifest: Manifest, name: str) -> str:
     head, verdict = words.headline(manifest), manifest.decision.verdict
-    day = manifest.created[:10]
+    day = f'<time datetime="{manifest.created}">{manifest.created[:10]}</time>'
     return (
-        f'<header class="v-{verdict}"><p class="brand"><b>lowbit</b><span>{escape(name)}</span><time datetime="{manifest.created}">{day}</time></p>'
+        f'<header class="v-{verdict}"><p class="brand"><b>lowbit</b><span>{escape(name)}</span>{day}</p>'
         f'<h1>{chip(verdict)}<span class="action">{escape(head.action)}</span></h1><p class="headline">{escape(head.sentence)}</p>'
         f'<div class="tiles">{_quality_tile(manifest)}{_speed_tile(manifest)}{_size_tile(manifest)}</div></header>'
     )
@@ -58,7 +59,7 @@ def _header(manifest: Manifest, name: str) -> str:
 
 def _quality_tile(manifest: Manifest) -> str:
     chosen, delta = manifest.chosen, manifest.chosen.delta
-    name, limit = words.metric_name(manifest.policy.metric), manifest.policy.max_drop
+    name, limit = words.metric_name(manifest.policy.metric), words.limit(manifest.policy.max_drop)
     if chosen.id == manifest.baseline.id:
         return tile(name, "unchanged", "The source model itself ships.")
     if delta is None or not math.isfinite(delta.value):
@@ -119,8 +120,8 @@ def _why(manifest: Manifest) -> str:
     delta = manifest.chosen.delta
     if delta and delta.worse is not None and delta.better is not None and delta.worse + delta.better > 0:
         text += _flips(delta.worse, delta.better, delta.n)
-    if manifest.notes:
-        text += f'<div class="aside">{bullets(manifest.notes)}</div>'
+    if notes := [note for note in manifest.notes if note not in manifest.decision.reasons]:
+        text += '<div class="aside">' + "".join(f"<p>{escape(note)}</p>" for note in notes) + "</div>"
     return section("why", "Why", text)
 
 
@@ -145,11 +146,12 @@ def _scatter(manifest: Manifest) -> str:
     marked, delta = charts.mark_frontier(dots), next((entry.delta for entry in manifest.candidates if entry.delta), None)
     unit = words.unit(delta) if delta else "pp"
     args = (marked, words.budget(manifest) * 100, unit, words.metric_name(manifest.policy.metric), batch)
-    drawn = f'<div class="wide">{charts.scatter(*args, 980, "sc-w")}</div><div class="narrow">{charts.scatter(*args, 358, "sc-n")}</div>'
+    drawn = f'<div class="wide">{charts.scatter(*args, 1060, "sc-w")}</div><div class="narrow">{charts.scatter(*args, 358, "sc-n")}</div>'
+    kinds = {"below" if charts.off_chart(dot, words.budget(manifest) * 100) else dot.kind for dot in dots}
     legend = "".join(
         f'<li class="v-{kind}"><svg width="16" height="16" aria-hidden="true">{charts.marker(kind, 8, 8)}</svg>{escape(text)}</li>'
         for kind, text in _LEGEND.items()
-        if any(dot.kind == kind for dot in dots)
+        if kind in kinds
     )
     left_out = f'<p class="note">Not drawn, for want of a latency or a comparison: {escape(", ".join(hidden))}.</p>' if hidden else ""
     lead = "Up is better, left is faster. The line joins the candidates that nothing else beats on both; whiskers are intervals."
@@ -164,6 +166,7 @@ _LEGEND = {
     "keep": "source precision",
     "reject": "rejected: too slow or dominated",
     "refuse": "refused: broken or far over budget",
+    "below": "refused: far below the chart",
 }
 
 
@@ -186,7 +189,7 @@ def _table(manifest: Manifest) -> str:
 
 def _latency(manifest: Manifest) -> str:
     bars = latency_bars(manifest)
-    lead = "Median time of a call; whisker: interval of the median; tick: 95th percentile."
+    lead = "Median time of a call; whisker: interval of the median; tick: 95th percentile; ~ noisy."
     return section("latency", "Latency", bars + throughput_table(manifest), lead) if bars else ""
 
 
@@ -196,7 +199,8 @@ def _confidence(manifest: Manifest) -> str:
         return ""
     drawn = charts.histogram(found.baseline_histogram, found.histogram, "hist")
     axis = '<p class="axis-x" aria-hidden="true"><span>0</span><span>0.25</span><span>0.5</span><span>0.75</span><span>1</span></p>'
-    legend = '<ul class="legend"><li><i class="swatch line"></i>baseline</li><li><i class="swatch area"></i>' + escape(manifest.chosen.id) + "</li></ul>"
+    name = escape(manifest.chosen.id)
+    legend = f'<ul class="legend"><li><i class="swatch line"></i>baseline</li><li><i class="swatch area"></i>{name}</li></ul>'
     text = drawn + axis + legend
     if shift := found.confidence_shift:
         verdict = "Review it before shipping." if shift.review else "Both are within the limits for a review (5 %, 0.05)."
@@ -205,17 +209,19 @@ def _confidence(manifest: Manifest) -> str:
             f"{shift.ks:.3f} (Kolmogorov-Smirnov), and {words.share(shift.low_tail)} of the samples now fall below what was the "
             f'baseline\'s 5th percentile (5.0 % = no change). <b class="{"bad" if shift.review else "good"}">{verdict}</b></p>'
         )
-    return section("confidence", "Confidence", text, "How sure the model is of its answer, per sample. Heights are square roots, so that the tail shows.")
+    lead = "How sure the model is of its answer, per sample. Heights are square roots, so that the tail shows."
+    return section("confidence", "Confidence", text, lead)
 
 
 def _slices(manifest: Manifest) -> str:
     rows = slice_rows(manifest)
-    lead = f"What an overall number hides: change of {words.metric_name(manifest.policy.metric)} per slice, worst first; intervals corrected for their number."
+    name = words.metric_name(manifest.policy.metric)
+    lead = f"What an overall number hides: change of {name} per slice, worst first; intervals corrected for their number."
     return section("slices", "Slices and the hardest tenth", rows, lead) if rows else ""
 
 
 def _turned_down(manifest: Manifest) -> str:
-    return section("turned-down", "Turned down, and why", turned_down(manifest)) if turned_down(manifest) else ""
+    return section("turned-down", "Not chosen, and why", turned_down(manifest)) if turned_down(manifest) else ""
 
 
 def _next(manifest: Manifest) -> str:
@@ -225,21 +231,23 @@ def _next(manifest: Manifest) -> str:
 
 def _run(manifest: Manifest) -> str:
     call = "predict(sample)  # a raw sample: the bundle preprocesses it" if manifest.preprocess else "run(x)  # a model-ready array"
-    code = f'from lowbit.bundle import Bundle\nsession = Bundle.load("path/to/this/folder").session()\noutputs = session.{call}'
-    text = f'<pre tabindex="0"><code>{escape(code)}</code></pre><p>Make this bundle again:</p><pre tabindex="0"><code>{escape(manifest.command)}</code></pre>'
-    return section("run", "How to run it", text)
+    code = f'from lowbit import Bundle\nsession = Bundle.load("path/to/this/folder").session()\noutputs = session.{call}'
+    shell = "lowbit report path/to/this/folder   # this page\n" + manifest.command + "   # make it again"
+    return section("run", "How to run it", code_block("Python", code) + code_block("Shell", shell))
 
 
 def _method(manifest: Manifest) -> str:
     e, d, p, s = manifest.environment, manifest.data, manifest.policy, manifest.source
     split = d.validation
-    used = f"{split.n:,} samples" + (f": {split.n_search:,} for the search, {split.n_confirm:,} unseen by it to confirm" if split.n_confirm else "")
+    used = f"{split.n:,} samples"
+    if split.n_search and split.n_confirm:
+        used += f": {split.n_search:,} for the search, {split.n_confirm:,} unseen by it to confirm"
     rows = {
         "Model": f"{s.path}, {s.format}, {s.parameters:,} parameters, {words.size(s.size_bytes)}",
         "Validation": used + (f"; {split.skipped:,} unreadable ones skipped" if split.skipped else ""),
         "Calibration": f"{d.calibration.n:,} samples, {d.calibration.how_selected}",
-        "Policy": f"{words.metric_name(p.metric)}, at most {p.max_drop} worse, {words.confidence(p.confidence)} confidence, best {p.objective}, "
-        f"batch {', '.join(map(str, p.batch))}" + (f", at most {p.max_latency_ms:g} ms" if p.max_latency_ms else ""),
+        "Policy": f"{words.metric_name(p.metric)}, at most {words.limit(p.max_drop)} worse, {words.confidence(p.confidence)} confidence, "
+        f"best {p.objective}, batch {', '.join(map(str, p.batch))}" + (f", at most {p.max_latency_ms:g} ms" if p.max_latency_ms else ""),
         "Processor": f"{e.cpu}, {e.cores} cores, {', '.join(e.isa)}",
         "Memory": words.size(e.memory_bytes),
         "Accelerator": e.accelerator or "none",
@@ -257,7 +265,9 @@ def _energy(entry: CandidateEntry) -> str:
         return ""
     if energy.joules_per_inference is None:
         return f"unavailable ({energy.method})"
-    between = f", between {words.joules(energy.low)} and {words.joules(energy.high)}" if energy.low is not None and energy.high is not None else ""
+    between = ""
+    if energy.low is not None and energy.high is not None:
+        between = f", between {words.joules(energy.low)} and {words.joules(energy.high)}"
     return f"{words.joules(energy.joules_per_inference)} per inference{between}; method: {energy.method}"
 
 
@@ -271,7 +281,7 @@ def _honest(manifest: Manifest) -> list[str]:
             "a speedup is the median of the rounds' ratios with a bootstrap interval."
         )
     if any(m.noisy for m in measured):
-        notes.append("Some rounds disagreed more than a quiet machine's do (marked noisy): repeat on an idle machine before quoting those speeds.")
+        notes.append("Rounds marked ~ disagreed more than a quiet machine's do: repeat on an idle machine before quoting those speeds.")
     if manifest.chosen.evidence == "confirm":
         notes.append("The chosen candidate was compared on samples that the search never saw, so that searching many does not flatter it.")
     elif manifest.chosen.evidence == "search":
@@ -283,4 +293,5 @@ def _honest(manifest: Manifest) -> list[str]:
 
 
 def _footer(manifest: Manifest) -> str:
-    return f"<footer>Made by lowbit {escape(manifest.lowbit_version)} on {manifest.created[:10]}. Every number here is in bundle.json.</footer>"
+    made = f"Made by lowbit {manifest.lowbit_version} on {manifest.created[:10]}."
+    return f"<footer>{escape(made)} Every number here is in bundle.json.</footer>"

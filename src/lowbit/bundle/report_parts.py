@@ -39,9 +39,8 @@ def section(ident: str, title: str, body: str, lead: str = "") -> str:
 
 def tile(label: str, value: str, note: str, drawing: str = "") -> str:
     """One of the numbers that matter; `drawing` is SVG, the rest text."""
-    return (
-        f'<div class="tile"><p class="label">{escape(label)}</p><p class="value">{escape(value)}</p>{drawing}<p class="note">{escape(note)}</p></div>'
-    )
+    head = f'<p class="label">{escape(label)}</p><p class="value">{escape(value)}</p>'
+    return f'<div class="tile">{head}{drawing}<p class="note">{escape(note)}</p></div>'
 
 
 def bullets(texts: Iterable[str], tag: str = "ul") -> str:
@@ -50,6 +49,17 @@ def bullets(texts: Iterable[str], tag: str = "ul") -> str:
     return f"<{tag}>{items}</{tag}>" if items else ""
 
 
+def code_block(title: str, code: str) -> str:
+    """Code under a small heading."""
+    return f'<h3>{escape(title)}</h3><pre tabindex="0"><code>{escape(code)}</code></pre>'
+
+
 def facts(rows: Mapping[str, str]) -> str:
     """Terms and what is known of them; empty ones are left out."""
-    return '<dl class="facts">' + "".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in rows.items() if text) + "</dl>"
+    pairs = "".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in rows.items() if text)
+    return f'<dl class="facts">{pairs}</dl>'
+
+
+def breakable(ident: str) -> str:
+    """A candidate's id, escaped, that may break after its "@"."""
+    return escape(ident).replace("@", "@<wbr>")

@@ -6,7 +6,7 @@ import math
 from html import escape
 
 from lowbit.bundle import charts, words
-from lowbit.bundle.report_parts import chip, kind
+from lowbit.bundle.report_parts import breakable, chip, kind
 from lowbit.bundle.schema import CandidateEntry, Manifest, SliceEntry
 
 MOST_SLICES = 24
@@ -28,9 +28,13 @@ def ranked(manifest: Manifest) -> list[CandidateEntry]:
 def candidate_table(manifest: Manifest) -> str:
     """One row a candidate; scrolls sideways in its own box where it does not fit."""
     batches = manifest.policy.batch
-    heads = ["Candidate", "Verdict", "Size", *(f"ms, batch {b}" for b in batches), "Speedup", "over best FP32"]
-    heads += [f"Δ {words.metric_name(manifest.policy.metric)}", "Agreement", "Memory"]
-    head = "".join(f'<th scope="col"{"" if i < 2 else " class=num"}>{escape(text)}</th>' for i, text in enumerate(heads))
+    heads = [("Candidate", ""), ("Verdict", ""), (f"Δ {words.metric_name(manifest.policy.metric)}", "[interval]")]
+    heads += [("Speedup", "over best FP32"), *((f"Batch {b}", "ms per call") for b in batches), ("Size", "")]
+    heads += [("Agreement", "with FP32"), ("Memory", "peak")]
+    head = "".join(
+        f'<th scope="col"{" class=num" if i > 1 else ""}>{escape(text)}<small>{escape(more)}</small></th>'
+        for i, (text, more) in enumerate(heads)
+    )
     rows = "".join(_row(manifest, entry) for entry in ranked(manifest))
     return (
         '<div class="scroll" tabindex="0" role="region" aria-label="Candidates"><table class="candidates">'
@@ -42,21 +46,19 @@ def _row(manifest: Manifest, entry: CandidateEntry) -> str:
     measured = words.at(entry, words.main_batch(manifest))
     speed, best = (measured.speedup, measured.speedup_over_best_fp32) if measured else (None, None)
     is_base, is_chosen = entry.id == manifest.baseline.id, entry.id == manifest.decision.chosen
-    cells = [words.size(entry.size_bytes)]
-    for batch in manifest.policy.batch:
-        found = words.at(entry, batch)
-        cells.append((words.digits(found.latency_ms.p50) + (" ~" if found.noisy else "")) if found else words.NONE)
-    cells += [words.times(speed.value if speed else None), words.times(best.value if best else None)]
-    change = escape(words.change(entry.delta))
-    if entry.delta and math.isfinite(entry.delta.value):
+    change = "reference" if is_base else escape(words.change(entry.delta))
+    if entry.delta and math.isfinite(entry.delta.value) and not is_base:
         change += f"<small>{escape(words.interval(entry.delta))}</small>"
-    html = [escape(cell) for cell in cells] + [change if not is_base else "reference"]
-    html += [escape(words.share(entry.agreement)) if not is_base else words.NONE, escape(words.size(entry.peak_memory_bytes))]
+    speedup = escape(words.times(speed.value if speed else None)) + (f"<small>{words.times(best.value)}</small>" if best else "")
+    found = [words.at(entry, batch) for batch in manifest.policy.batch]
+    cells = [("~ " if m.noisy else "") + words.digits(m.latency_ms.p50) if m else words.NONE for m in found]
+    cells += [words.size(entry.size_bytes), words.NONE if is_base else words.share(entry.agreement), words.size(entry.peak_memory_bytes)]
+    html = [change, speedup, *(escape(cell) for cell in cells)]
     marks = (" chosen" if is_chosen else "") + (" reference" if is_base else "")
     tuning = f"{entry.precision}, {entry.runtime}" + (", fixed shape" if entry.tuning.fixed_shape else "")
     verdict = chip(kind(entry, manifest.baseline.id)) + ('<small class="mine">chosen</small>' if is_chosen else "")
     return (
-        f'<tr class="{marks.strip()}"><th scope="row">{escape(entry.id)}<small>{escape(tuning)}</small></th>'
+        f'<tr class="{marks.strip()}"><th scope="row">{breakable(entry.id)}<small>{escape(tuning)}</small></th>'
         f"<td>{verdict}</td>" + "".join(f'<td class="num">{cell}</td>' for cell in html) + "</tr>"
     )
 
@@ -68,16 +70,16 @@ def latency_bars(manifest: Manifest) -> str:
         found = [(entry, m) for entry in (manifest.baseline, *manifest.candidates) if (m := words.at(entry, batch))]
         if not found:
             continue
-        top = max(max(m.latency_ms.p50, m.latency_ms.ci_high, m.latency_ms.p95) for _, m in found) * 1.02
+        top = max(m.latency_ms.p50 for _, m in found) * 1.25  # a noisy p95 must not squeeze the bars
         rows = []
         for entry, m in sorted(found, key=lambda pair: pair[1].latency_ms.p50):
             ms = m.latency_ms
             colour = "chosen" if entry.id == manifest.decision.chosen else kind(entry, manifest.baseline.id)
             drawn = charts.bar(ms.p50, ms.ci_low, ms.ci_high, ms.p95, top, colour)
-            noisy = " ~ noisy" if m.noisy else ""
+            noisy = "~ " if m.noisy else ""
             rows.append(
-                f'<li><span class="name">{escape(entry.id)}</span><span class="plot">{drawn}</span>'
-                f'<span class="num">{escape(words.milliseconds(ms.p50))}{noisy}</span></li>'
+                f'<li><span class="name">{breakable(entry.id)}</span><span class="plot">{drawn}</span>'
+                f'<span class="num">{noisy}{escape(words.milliseconds(ms.p50))}</span></li>'
             )
         blocks.append(f'<div><h3>Batch {batch}</h3><ul class="rows">{"".join(rows)}</ul></div>')
     return f'<div class="columns">{"".join(blocks)}</div>' if blocks else ""
@@ -114,7 +116,8 @@ def slice_rows(manifest: Manifest) -> str:
     rows = "".join(_slice(manifest, s, (low, high), budget) for s in shown)
     more = f'<p class="note">{len(worst) - len(shown)} more slices are in bundle.json.</p>' if len(worst) > len(shown) else ""
     unit = words.unit(shown[0].delta)
-    axis = f'<p class="note">Solid line: no change. Dashed line: the budget. Axis from {words.signed(low)} to {words.signed(high)} {unit}.</p>'
+    span = f"Axis from {words.signed(low)} to {words.signed(high)} {unit}."
+    axis = f'<p class="note">Solid line: no change. Dashed line: the budget. {span}</p>'
     return f'<ul class="rows slices">{rows}</ul>{axis}{more}'
 
 
@@ -126,7 +129,8 @@ def _slice(manifest: Manifest, part: SliceEntry, domain: tuple[float, float], bu
     moved = f"{words.metric_value(metric, part.baseline)} → {words.metric_value(metric, part.candidate)}"
     strong = " strong" if "hardest" in part.name else ""
     return (
-        f'<li><span class="name{strong}">{escape(part.name)}<small>n = {part.n:,}; {escape(moved)}</small></span><span class="plot">{drawn}</span>'
+        f'<li><span class="name{strong}">{escape(part.name)}<small>n = {part.n:,}; {escape(moved)}</small></span>'
+        f'<span class="plot">{drawn}</span>'
         f'<span class="num">{escape(words.change(delta))}<small>{escape(words.interval(delta))}</small></span></li>'
     )
 
@@ -140,5 +144,6 @@ def turned_down(manifest: Manifest) -> str:
             continue
         broken = entry.comparison.broken if entry.comparison else None
         texts = dict.fromkeys([*entry.reasons, *entry.notes, *([broken] if broken else [])])
-        items.append(f'<li>{chip(word)}<div><b>{escape(entry.id)}</b><p>{escape(" ".join(texts)) or "No reason was recorded."}</p></div></li>')
+        why = escape(" ".join(texts)) or "No reason was recorded."
+        items.append(f"<li>{chip(word)}<div><b>{breakable(entry.id)}</b><p>{why}</p></div></li>")
     return f'<ul class="reasons">{"".join(items)}</ul>' if items else ""

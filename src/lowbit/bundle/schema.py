@@ -8,6 +8,7 @@ The parts that mirror a record of `lowbit.types` have that record's field names,
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from typing import Annotated, Any, Literal
@@ -337,3 +338,13 @@ def _absolute_paths(value: Any) -> list[str]:
     if isinstance(value, list):
         return [found for item in value for found in _absolute_paths(item)]
     return [value] if isinstance(value, str) and _ABSOLUTE.search(value) else []
+
+
+def json_schema() -> str:
+    """The JSON Schema of `bundle.json` (draft 2020-12), as docs/reference/bundle.schema.json has it."""
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    return json.dumps(head | Manifest.model_json_schema(mode="serialization"), indent=2, ensure_ascii=False) + "\n"
+
+
+if __name__ == "__main__":
+    print(json_schema(), end="")

@@ -13,7 +13,8 @@ from lowbit.types import Budget
 
 NONE = "–"
 _PERCENT = {"top1", "top5", "accuracy", "balancedaccuracy", "macrof1", "f1", "agreement", "falsepositiverate", "fpr", "precision", "recall"}
-_NAMES = {"top1": "top-1", "top5": "top-5", "macrof1": "macro-F1", "rmse": "RMSE", "mae": "MAE", "r2": "R²", "kl": "KL", "fpr": "false-positive rate"}
+_NAMES = {"top1": "top-1", "top5": "top-5", "macrof1": "macro-F1", "rmse": "RMSE", "mae": "MAE", "r2": "R²", "kl": "KL"}
+_NAMES |= {"fpr": "false-positive rate"}
 
 
 def _key(name: str) -> str:
@@ -29,7 +30,9 @@ def metric_value(name: str, value: float | None) -> str:
     """A share as a percentage, anything else with four digits."""
     if value is None or not math.isfinite(value):
         return NONE
-    return f"{value * 100:.2f} %" if _key(name) in _PERCENT else minus(f"{value:.4g}")
+    if _key(name) in _PERCENT:
+        return f"{value * 100:.2f} %"
+    return minus(f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}")
 
 
 def minus(text: str) -> str:
@@ -102,6 +105,11 @@ def interval(delta: DeltaEntry) -> str:
     return f"[{signed(-delta.ci_high)}, {signed(-delta.ci_low)}]"
 
 
+def limit(max_drop: str) -> str:
+    """ "1pp" -> "1 pp"."""
+    return max_drop.replace("pp", " pp").replace("%", " %")
+
+
 def confidence(value: float) -> str:
     return f"{value * 100:.4g} %"
 
@@ -147,6 +155,7 @@ def headline(manifest: Manifest) -> Headline:
     """One sentence with the three numbers that matter, as far as they are known."""
     chosen, baseline = manifest.chosen, manifest.baseline
     parts = []
+    name = f"{chosen.recipe} on {chosen.runtime}" + (f" in {chosen.precision}" if chosen.precision not in chosen.recipe else "")
     measured = at(chosen, main_batch(manifest))
     if chosen.id == baseline.id:
         parts.append("runs as it did before")
@@ -155,11 +164,12 @@ def headline(manifest: Manifest) -> Headline:
     ratio = smaller(manifest, chosen)
     if ratio and abs(ratio - 1) > 0.02:
         parts.append(f"{times(ratio)} smaller" if ratio > 1 else f"{times(1 / ratio)} larger")
-    text = f"{chosen.recipe} on {chosen.runtime} {' and '.join(parts) or 'is what to run'}"
+    text = f"{name} {' and '.join(parts) or 'is what to run'}"
     delta = chosen.delta
     if delta and math.isfinite(delta.value) and chosen.metric and chosen.id != baseline.id:
-        name = metric_name(chosen.metric.name)
-        text += f"; {name} changes by {change(delta)} {interval(delta)}"
+        text += f"; {metric_name(chosen.metric.name)} changes by {change(delta)} {interval(delta)}"
+    if manifest.decision.verdict == "recover":
+        text = f"Until then, {text}"
     return Headline(_ACTIONS[manifest.decision.verdict], text + ".")
 
 

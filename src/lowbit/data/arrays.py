@@ -1,6 +1,6 @@
 """Arrays: `.npz` files and plain mappings.
 
-Nothing is loaded that is not needed: members stored without compression are mapped from the file,
+Nothing is loaded that is not needed: members stored without compression are read from the file row by row,
 compressed ones are unpacked to a spool, which goes to disk when it is large. Pickled objects are
 refused, as they could run code.
 """
@@ -18,7 +18,7 @@ import numpy as np
 
 from lowbit.data.fit import LABEL_NAMES, describe_arrays, find_label, match_inputs
 from lowbit.data.source import Request, as_labels, as_slice, check_slices
-from lowbit.data.spool import Spool
+from lowbit.data.spool import FileRows, Rows, Spool
 from lowbit.data.steps import Raw
 from lowbit.errors import DataError
 from lowbit.types import Array
@@ -31,7 +31,7 @@ class ArraySource:
     """Samples that lie in arrays [n, ...], one an input; see `Source`."""
 
     name: str
-    arrays: Mapping[str, Array]
+    arrays: Mapping[str, Rows]
     labels: Array | None = None
     classes: tuple[str, ...] | None = None
     slices: Mapping[str, Array] = field(default_factory=dict)
@@ -62,16 +62,18 @@ def from_arrays(name: str, arrays: Mapping[str, Any], request: Request) -> Array
     present = {key: _array(key, value) for key, value in arrays.items()}
     feeding = match_inputs(present, request.inputs, describe_arrays(present))
     label = find_label(present, request.target)
-    lengths = {key: _length(key, present[key]) for key in [*feeding.values(), *([label] if label else [])]}
+    lengths = {key: _length(key, present[key]) for key in [*feeding.values(), *([] if label is None else [label])]}
     if len(set(lengths.values())) > 1:
-        raise DataError(f"The arrays differ in length: {', '.join(f'{key} has {n}' for key, n in lengths.items())}.", "Give one entry a sample.")
+        raise DataError(
+            f"The arrays differ in length: {', '.join(f'{key} has {n}' for key, n in lengths.items())}.", "Give one entry a sample."
+        )
     n = next(iter(lengths.values()))
     columns = [key for key, array in present.items() if array.ndim == 1 and len(array) == n and key not in lengths]
     check_slices(request.slices, columns)
     labels, classes = (None, None) if label is None else as_labels(np.asarray(present[label]), f"The labels in `{label}`")
     names = present.get("classes")
     if classes is None and names is not None and names.dtype.kind in "US" and names.ndim == 1:
-        classes = tuple(str(value) for value in names.tolist())
+        classes = tuple(str(value) for value in np.asarray(names).tolist())
     return ArraySource(
         name=name,
         arrays={key: present[field] for key, field in feeding.items()},
@@ -81,7 +83,9 @@ def from_arrays(name: str, arrays: Mapping[str, Any], request: Request) -> Array
     )
 
 
-def _array(key: str, value: Any) -> Array:
+def _array(key: str, value: Any) -> Rows:
+    if isinstance(value, FileRows):
+        return value
     if hasattr(value, "detach"):
         value = value.detach().cpu().numpy()
     try:
@@ -93,7 +97,7 @@ def _array(key: str, value: Any) -> Array:
     return array
 
 
-def _length(key: str, array: Array) -> int:
+def _length(key: str, array: Rows) -> int:
     if array.ndim == 0:
         raise DataError(f"`{key}` is a single value; the first axis has one entry a sample.")
     return len(array)
@@ -128,7 +132,11 @@ class _Header:
 def _needed(headers: Mapping[str, _Header], request: Request) -> list[str]:
     """Members worth reading: what feeds the model, labels, and every other 1-D array (they are small)."""
     label = find_label(headers, request.target)
-    wanted = {*match_inputs(headers, request.inputs, describe_arrays(headers)).values(), *request.slices, *([label] if label else [])}
+    wanted = {
+        *match_inputs(headers, request.inputs, describe_arrays(headers)).values(),
+        *request.slices,
+        *([] if label is None else [label]),
+    }
     if pickled := sorted(name for name in wanted if name in headers and headers[name].dtype.hasobject):
         raise DataError(
             f"The arrays {', '.join(pickled)} hold pickled Python objects, which could run code when read; they are refused.",
@@ -152,21 +160,24 @@ def _header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Header:
         return _Header(shape, fortran, dtype, file.tell())
 
 
-def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Array:
-    """One array: mapped from the file where it is stored as it is, else unpacked."""
+def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Rows:
+    """One array: read where it lies if it is stored as it is, else unpacked. Fortran-ordered and 1-D ones are loaded."""
     header = _header(archive, info)
-    order: Any = "F" if header.fortran else "C"
     count = int(np.prod(header.shape, dtype=np.int64))
-    if info.file_size != header.offset + count * header.dtype.itemsize:
+    if min(header.shape, default=1) < 0 or info.file_size != header.offset + count * header.dtype.itemsize:
         raise DataError(f"Array '{info.filename}' of '{path.name}' is truncated.", "Write the file again.")
-    if info.compress_type == zipfile.ZIP_STORED and count:
-        return np.memmap(path, header.dtype, "r", _data_offset(path, info) + header.offset, header.shape, order)
+    load = header.fortran or len(header.shape) <= 1
+    if info.compress_type == zipfile.ZIP_STORED and count and not load:
+        return FileRows(path.open("rb"), header.dtype, header.shape, _data_offset(path, info) + header.offset)
     spool = Spool()
     with archive.open(info) as file:
         file.read(header.offset)
         while chunk := file.read(_CHUNK):
             spool.append(chunk)
-    return np.ndarray(header.shape, header.dtype, spool.finish(), order=order) if count else np.empty(header.shape, header.dtype)
+    if not load:
+        return spool.rows(header.dtype, header.shape)
+    flat = np.asarray(spool.rows(header.dtype, (count,)))
+    return flat.reshape(header.shape, order="F" if header.fortran else "C")
 
 
 def _data_offset(path: Path, info: zipfile.ZipInfo) -> int:

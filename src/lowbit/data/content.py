@@ -43,6 +43,7 @@ def hash_blocks(blocks: Mapping[str, Array | Sequence[Raw]], n: int) -> tuple[Ar
     broken = np.zeros(n, np.bool_)
     for name in sorted(blocks):
         values = blocks[name]
+        key = name if len(blocks) > 1 else ""  # one data set, one fingerprint, whatever a model calls its only input
         if isinstance(values, np.ndarray):
             rows = canonical(values)
             if values.dtype.kind == "f":
@@ -51,7 +52,7 @@ def hash_blocks(blocks: Mapping[str, Array | Sequence[Raw]], n: int) -> tuple[Ar
             rows = None
         for index, hasher in enumerate(hashers):
             value = rows[index] if rows is not None else values[index]
-            finite = _update(hasher, name, value)
+            finite = _update(hasher, key, value)
             broken[index] |= not finite
     return np.array([int.from_bytes(hasher.digest(), "little") for hasher in hashers], np.uint64), broken
 

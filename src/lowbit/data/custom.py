@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import importlib
-import os
 import re
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import Any
-
 
 from lowbit.data.arrays import ArraySource, from_arrays
 from lowbit.data.preprocess import as_numbers
@@ -80,7 +80,7 @@ def open_custom(spec: str, request: Request) -> ArraySource | RecordSource | Seq
 
 def _call(spec: str) -> Any:
     module_name, _, path = spec.partition(":")
-    here = os.getcwd()  # noqa: PTH109: sys.path holds text
+    here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
@@ -95,39 +95,35 @@ def _call(spec: str) -> Any:
         found = getattr(found, part)
     if not callable(found):
         raise UsageError(f"Data '{spec}' is a {type(found).__name__}, not something to call.", "Give a function without arguments.")
-    with _blamed(spec):
+    with _blame(spec):
         return found()
 
 
-class _blamed:
+@contextmanager
+def _blame(what: str) -> Iterator[None]:
     """Turns whatever a person's code raises into a DataError that names it."""
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, Exception) and not isinstance(error, LowbitError):
-            raise DataError(f"Data '{self._what}' failed with {type(error).__name__}: {error}") from error
+    try:
+        yield
+    except LowbitError:
+        raise
+    except Exception as error:
+        raise DataError(f"Data '{what}' failed with {type(error).__name__}: {error}") from error
 
 
 def record_at(spec: str, items: Any, row: int, request: Request) -> Record:
     """Item `row` of a person's sequence."""
-    with _blamed(f"{spec}, item {row}"):
+    with _blame(f"{spec}, item {row}"):
         item = items[row]
     return to_record(f"item {row}", item, request)
 
 
 def _sequence(spec: str, items: Any, request: Request) -> SequenceSource:
     """One pass for labels and slices; inputs are not kept."""
-    records = [
-        Record(record.name, {}, record.label, {key: record.slices.get(key) for key in request.slices})
-        for record in (record_at(spec, items, row, request) for row in range(len(items)))
-    ]
-    if records:
-        check_slices(request.slices, [key for key, value in records[0].slices.items() if value is not None])
+    records = []
+    for row in range(len(items)):
+        record = record_at(spec, items, row, request)
+        check_slices(request.slices, record.slices)
+        records.append(Record(record.name, {}, record.label, {key: record.slices[key] for key in request.slices}))
     labelled = [record.label for record in records if record.label is not None]
     if labelled and len(labelled) < len(records):
         raise DataError(f"{len(records) - len(labelled)} of {len(records)} samples have no label.", "Label all samples, or none.")
@@ -138,6 +134,6 @@ def _sequence(spec: str, items: Any, request: Request) -> SequenceSource:
 
 
 def _records(spec: str, items: Iterable[Any], request: Request) -> Iterator[Record]:
-    with _blamed(spec):
+    with _blame(spec):
         for number, item in enumerate(islice(items, request.limit)):
             yield to_record(f"item {number}", item, request)

@@ -84,7 +84,9 @@ def cast(block: Array, dtype: str) -> Array:
     if block.dtype == wanted:
         return block
     if block.dtype.kind not in "biuf" or wanted.kind not in "biuf":
-        raise DataError(f"The model takes {wanted}, the data is {block.dtype}.", "Encode text as numbers first (tokenise it, number its categories).")
+        raise DataError(
+            f"The model takes {wanted}, the data is {block.dtype}.", "Encode text as numbers first (tokenise it, number its categories)."
+        )
     with np.errstate(all="ignore"):
         out = block.astype(wanted)
         if wanted.kind == "f" and block.dtype.kind != "f" and wanted.itemsize >= 4:
@@ -94,8 +96,12 @@ def cast(block: Array, dtype: str) -> Array:
         else:
             # Back and forth catches fractions and wrap-around; signs catch uint64 <-> int64, where wrapping is its own inverse.
             lossy = not (np.array_equal(out.astype(block.dtype), block) and np.array_equal(out < 0, block < 0))
+            # A float beyond 2^53 no longer says which whole number it was.
+            lossy |= block.dtype.kind == "f" and bool((np.abs(block) > 2**53).any())
     if lossy:
-        raise DataError(f"The model takes {wanted}, and the data's {block.dtype} values do not fit that exactly.", "Convert the data on purpose first.")
+        raise DataError(
+            f"The model takes {wanted}, and the data's {block.dtype} values do not fit that exactly.", "Convert the data on purpose first."
+        )
     return out
 
 
@@ -149,6 +155,15 @@ def main_input(inputs: Sequence[TensorInfo]) -> TensorInfo | None:
         return inputs[0]
     floats = [info for info in inputs if info.dtype.startswith("float")]
     return floats[0] if len(floats) == 1 else None
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few names, for messages.
+
+    >>> some(["a", "b", "c", "d", "e", "f"])
+    'a, b, c, d, e ...'
+    """
+    return ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
 
 
 def describe_arrays(arrays: Mapping[str, Any]) -> str:

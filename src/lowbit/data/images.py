@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from lowbit.data.fit import LABEL_NAMES, describe_input
+from lowbit.data.fit import LABEL_NAMES, describe_input, some
 from lowbit.data.source import Request, as_labels, as_slice, check_slices
 from lowbit.data.steps import Raw
 from lowbit.errors import DataError, UsageError
@@ -54,12 +54,16 @@ def open_folder(path: Path, request: Request) -> ImageSource:
     """
     if len(request.inputs) != 1:
         wants = "; ".join(describe_input(info) for info in request.inputs)
-        raise DataError(f"A folder of images feeds a model with one input; this one takes {wants}.", "Give an .npz, JSONL or `module:callable`.")
+        raise DataError(
+            f"A folder of images feeds a model with one input; this one takes {wants}.", "Give an .npz, JSONL or `module:callable`."
+        )
     name, image = path.resolve().name, request.inputs[0].name
     if (path / "labels.csv").is_file():
         return _listed(path, name, image, request)
     if request.target is not None:
-        raise UsageError(f"`--target {request.target}` names a column, but '{name}' has no labels.csv.", "Leave it out: class folders are the labels.")
+        raise UsageError(
+            f"`--target {request.target}` names a column, but '{name}' has no labels.csv.", "Leave it out: class folders are the labels."
+        )
     check_slices(request.slices, ())
     folders = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     per_class = {folder: list(_images(path, folder)) for folder in folders}
@@ -71,7 +75,9 @@ def open_folder(path: Path, request: Request) -> ImageSource:
 def _class_folders(path: Path, name: str, image: str, per_class: Mapping[str, list[str]]) -> ImageSource:
     empty = [folder for folder, files in per_class.items() if not files]
     if empty:
-        raise DataError(f"{len(empty)} class folders of '{name}' hold no image: {', '.join(empty[:5])}.", "Fill them, or remove them if they are no classes.")
+        raise DataError(
+            f"{len(empty)} class folders of '{name}' hold no image: {some(empty)}.", "Fill them, or remove them if they are no classes."
+        )
     labels = [index for index, files in enumerate(per_class.values()) for _ in files]
     files = tuple(file for found in per_class.values() for file in found)
     return ImageSource(name, path, files, image, np.array(labels, np.int64), tuple(per_class))
@@ -136,7 +142,7 @@ def _located(root: Path, names: Sequence[str]) -> tuple[str, ...]:
     missing = [name for name, place in zip(names, found, strict=True) if place is None]
     if missing:
         raise DataError(
-            f"{len(missing)} of {len(names)} files that labels.csv lists are not there: {', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}.",
+            f"{len(missing)} of {len(names)} files that labels.csv lists are not there: {some(missing)}.",
             "They are looked for beside labels.csv and in its subfolder `images`.",
         )
     return tuple(place for place in found if place is not None)

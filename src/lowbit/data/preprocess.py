@@ -91,7 +91,9 @@ class Preprocess:
         if any(value <= 0 for value in (*self.std, *(() if self.target_std is None else (self.target_std,)))):
             raise UsageError("A standard deviation in the preprocessing is zero or negative; it must be above 0.")
         if len({len(values) for values in (self.mean, self.std) if len(values) > 1}) > 1:
-            raise UsageError(f"The preprocessing has {len(self.mean)} means and {len(self.std)} standard deviations.", "Give as many of each.")
+            raise UsageError(
+                f"The preprocessing has {len(self.mean)} means and {len(self.std)} standard deviations.", "Give as many of each."
+            )
 
     @classmethod
     def preset(cls, name: str) -> Preprocess:
@@ -141,7 +143,7 @@ class Preprocess:
                 out[field.name] = list(value) if isinstance(value, tuple) else value
         if out.get("scale") == 1 / 255:
             out["scale"] = "1/255"
-        return yaml.safe_dump(out, sort_keys=False, allow_unicode=True, width=1000)
+        return yaml.safe_dump(out, sort_keys=False, width=1000, default_flow_style=None)
 
     def __call__(self, sample: Raw) -> Array:
         """One raw sample as the model takes it, without the batch axis.
@@ -256,7 +258,10 @@ def as_numbers(value: Raw) -> Array:
     except (ValueError, TypeError, OverflowError) as error:
         raise DataError(f"A value is not an array of numbers: {error}") from error
     if array.dtype.kind not in "biuf":
-        raise DataError(f"A value is not an array of numbers but of {array.dtype}.", "Encode text as numbers first (tokenise it, number its categories).")
+        raise DataError(
+            f"A value is not an array of numbers but of {array.dtype}.",
+            "Encode text as numbers first (tokenise it, number its categories).",
+        )
     return array
 
 

@@ -114,8 +114,8 @@ def _side(key: str, value: object) -> int:
 
 def _size(key: str, value: object) -> Any:
     """(h, w), None, "auto"; a single number is the short side for `resize`, a square for `crop`."""
-    if value is None or value == "auto":
-        return value
+    if value in (None, "none", "auto"):
+        return None if value == "none" else value
     if isinstance(value, list):
         if len(value) != 2:
             raise _bad(key, value, "[height, width]")

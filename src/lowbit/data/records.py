@@ -13,8 +13,8 @@ import numpy as np
 from lowbit.data.fit import INPUT_ALIASES, find_label, match_inputs, stack
 from lowbit.data.preprocess import as_numbers
 from lowbit.data.source import Request, as_labels, as_slice, check_slices
-from lowbit.data.spool import Spool
-from lowbit.data.steps import Raw, is_image
+from lowbit.data.spool import Rows, Spool
+from lowbit.data.steps import Raw, colours, is_image
 from lowbit.errors import DataError
 from lowbit.types import Array
 
@@ -37,7 +37,7 @@ class RecordSource:
     """Samples of any shapes in one spool; see `Source`."""
 
     name: str
-    spool: Array
+    spool: Rows
     index: Mapping[str, Sequence[Stored]]
     names: Sequence[str]
     labels: Array | None
@@ -88,22 +88,23 @@ def from_records(name: str, records: Iterable[Record], request: Request) -> Reco
         names.append(record.name)
         labels.append(record.label)
         for key in request.slices:
-            if key not in record.slices:
-                check_slices([key], record.slices)
+            check_slices([key], record.slices)
             slices[key].append(record.slices[key])
     without = sum(label is None for label in labels)
     if 0 < without < len(labels):
         raise DataError(f"{without} of {len(labels)} samples have no label.", "Label all samples, or none.")
     found, classes = as_labels(labels) if labels and not without else (None, None)
-    costly = any(not isinstance(stored, tuple) for values in index.values() for stored in values[:1])
-    return RecordSource(name, spool.finish(), index, names, found, classes, {key: as_slice(key, values) for key, values in slices.items()}, costly)
+    costly = any(not isinstance(stored, tuple) for values in index.values() for stored in values)
+    kept = spool.rows(np.uint8, (spool.size,))
+    columns = {key: as_slice(key, values) for key, values in slices.items()}
+    return RecordSource(name, kept, index, names, found, classes, columns, costly)
 
 
 def _store(value: Raw, spool: Spool, where: str) -> Stored:
     if isinstance(value, (str, bytes, Path)):
         return value
     try:
-        array = np.asarray(value.convert("RGB") if value.mode not in ("L", "RGB") else value) if is_image(value) else as_numbers(value)
+        array = np.asarray(value if value.mode in ("L", "RGB") else colours(value, "rgb")) if is_image(value) else as_numbers(value)
     except DataError as error:
         raise DataError(f"{where}: {error.message}", error.hint) from error
     return spool.append(np.ascontiguousarray(array).tobytes()), array.dtype.str, array.shape
@@ -121,12 +122,14 @@ def to_record(name: str, item: Any, request: Request) -> Record:
         DataError: an input is missing.
     """
     label: Any = None
-    if isinstance(item, (tuple, list)) and len(item) == 2:
+    if isinstance(item, tuple) and len(item) == 2:
         item, label = item
     if not isinstance(item, Mapping):
         if len(request.inputs) != 1:
             wants = ", ".join(info.name for info in request.inputs)
-            raise DataError(f"{name} is a single value, the model has {len(request.inputs)} inputs: {wants}.", "Give a mapping by input name.")
+            raise DataError(
+                f"{name} is a single value, the model has {len(request.inputs)} inputs: {wants}.", "Give a mapping by input name."
+            )
         return Record(name, {request.inputs[0].name: item}, plain(label))
     try:
         feeding = match_inputs((str(key) for key in item), request.inputs)
@@ -134,7 +137,7 @@ def to_record(name: str, item: Any, request: Request) -> Record:
     except DataError as error:
         raise DataError(f"{name}: {error.message}", error.hint) from error
     rest = {str(other): plain(value) for other, value in item.items() if other not in feeding.values() and _is_scalar(value)}
-    return Record(name, {wanted: item[present] for wanted, present in feeding.items()}, plain(item[key] if key else label), rest)
+    return Record(name, {wanted: item[present] for wanted, present in feeding.items()}, plain(label if key is None else item[key]), rest)
 
 
 def plain(value: Any) -> Any:
@@ -184,6 +187,7 @@ def _numbers_only(row: dict[str, Any], request: Request, number: int) -> dict[st
     for key in names & set(row):
         if not isinstance(row[key], (list, int, float)):
             raise DataError(
-                f"Line {number}: `{key}` is {type(row[key]).__name__}, numbers are expected.", "Tokenise text first; give images in a folder."
+                f"Line {number}: `{key}` is {type(row[key]).__name__}, numbers are expected.",
+                "Tokenise text first; give images in a folder.",
             )
     return row

@@ -43,6 +43,7 @@ def resolve(given: Preprocess, info: TensorInfo, example: Raw) -> Preprocess:
     if kind == "array":
         if steps.is_image(example):
             raise UsageError("The preprocessing says `kind: array`, but the data are images.", "Write `kind: image`.")
+        _check_columns(settled, as_numbers(example).shape)
         return replace(settled, resize=None, crop=None)
     return _resolve_image(settled, info, example)
 
@@ -65,6 +66,13 @@ def _resolve_image(given: Preprocess, info: TensorInfo, example: Raw) -> Preproc
             "Give `crop: [height, width]` in the preprocessing.",
         )
     return replace(given, layout=layout, channels=colours, crop=crop, resize=resize)
+
+
+def _check_columns(given: Preprocess, shape: tuple[int, ...]) -> None:
+    """One mean and standard deviation for all, or one for each entry of the last axis."""
+    for values in (given.mean, given.std):
+        if len(values) > 1 and (not shape or shape[-1] != len(values)):
+            raise UsageError(f"The preprocessing has {len(values)} means or standard deviations; a sample has shape {list(shape)}.")
 
 
 def _auto_resize(crop: Any) -> int | Size | None:
@@ -114,7 +122,9 @@ def _dims(info: TensorInfo, layout: str) -> tuple[Dim, Dim, Dim]:
     """Channels, height and width of the model's input."""
     shape = info.shape
     if len(shape) != len(layout):
-        raise UsageError(f"The preprocessing's layout {layout} has {len(layout)} axes, the model's input {len(shape)}: {describe_input(info)}.")
+        raise UsageError(
+            f"The preprocessing's layout {layout} has {len(layout)} axes, the model's input {len(shape)}: {describe_input(info)}."
+        )
     named = dict(zip(layout, shape, strict=True))
     return named.get("c", 1), named["h"], named["w"]
 

@@ -106,7 +106,9 @@ def _decoded(value: object) -> object:
 def _text_labels(values: list[Any], where: str) -> tuple[Array, tuple[str, ...] | None]:
     """Text: whole numbers, else numbers, else class names."""
     if any(value is None for value in values):
-        raise DataError(f"{where}: {sum(value is None for value in values)} of {len(values)} samples have none.", "Label all samples, or none.")
+        raise DataError(
+            f"{where}: {sum(value is None for value in values)} of {len(values)} samples have none.", "Label all samples, or none."
+        )
     if not all(isinstance(value, str) for value in values):
         if any(isinstance(value, str) for value in values) or not all(isinstance(value, (int, float)) for value in values):
             raise DataError(f"{where} are neither all numbers nor all names.")
@@ -163,7 +165,10 @@ def as_slice(name: str, values: Any) -> Array:
         array = np.array([str(_decoded(value)) for value in array.reshape(-1).tolist()])
     different = len(np.unique(array))
     if array.ndim != 1 or different > MAX_SLICES:
-        raise DataError(f"Column '{name}' has {different} different values; a slice column has at most {MAX_SLICES}.", "Cut numbers into a few ranges first.")
+        raise DataError(
+            f"Column '{name}' has {different} different values; a slice column has at most {MAX_SLICES}.",
+            "Cut numbers into a few ranges first.",
+        )
     return array
 
 

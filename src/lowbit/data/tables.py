@@ -41,8 +41,8 @@ class _Plan:
 def open_table(path: Path, request: Request) -> ArraySource:
     """A table with a header line.
 
-    The label is `--target`, the preprocessing's `target`, a column with a usual name, or the last column where
-    one column more than the model takes is left. Features are the preprocessing's `columns`, columns named as the model's inputs, or
+    The label is `--target`, the preprocessing's `target`, a column with a usual name, or the last column, unless
+    the model needs that one, too. Features are the preprocessing's `columns`, columns named as the model's inputs, or
     the other columns in their order.
 
     Raises:
@@ -54,26 +54,22 @@ def open_table(path: Path, request: Request) -> ArraySource:
         raise DataError(f"'{path.name}' needs a first line with different column names; it has {', '.join(header) or 'nothing'}.")
     check_slices(request.slices, header)
     plan = _plan(header, numeric, request)
-    spool, rows = Spool(), 0
-    kept: dict[str, list[Array]] = {name: [] for name in {*request.slices, *([plan.target] if plan.target else [])}}
+    spools, rows = [Spool() for _ in (plan.features if plan.by_input else [0])], 0
+    kept: dict[str, list[Array]] = {name: [] for name in {*request.slices, *([] if plan.target is None else [plan.target])}}
     for line, chunk in chunks:
-        block = np.stack([_numbers(chunk[name], name, line, path.name) for name in plan.features], axis=1)
-        spool.append(np.ascontiguousarray(block, np.float64).tobytes())
-        rows += len(block)
+        columns = [_numbers(chunk[name], name, line, path.name) for name in plan.features]
+        for spool, block in zip(spools, columns if plan.by_input else [np.stack(columns, axis=1)], strict=True):
+            spool.append(block.tobytes())
+        rows += len(columns[0])
         for name, parts in kept.items():
             parts.append(np.asarray(chunk[name]))
-    table = spool.finish().view(np.float64).reshape(rows, len(plan.features))
-    columns = {name: np.concatenate(parts) if parts else np.empty(0) for name, parts in kept.items()}
-    labels, classes = (None, None) if plan.target is None else as_labels(columns[plan.target], f"The labels in column `{plan.target}`")
-    slices = {name: as_slice(name, columns[name]) for name in request.slices}
-    return ArraySource(path.name, _arrays(table, plan, request.inputs), labels, classes, slices, unit="data row", first=1)
-
-
-def _arrays(table: Array, plan: _Plan, inputs: Sequence[TensorInfo]) -> dict[str, Array]:
-    """Input -> [n, features] or, with a column an input, [n]; whole numbers stay whole for integer inputs."""
-    if not plan.by_input:
-        return {inputs[0].name: table}
-    return {name: table[:, index] for index, name in enumerate(plan.features)}
+    shape = (rows,) if plan.by_input else (rows, len(plan.features))
+    names = plan.features if plan.by_input else (request.inputs[0].name,)
+    arrays = {name: spool.rows(np.float64, shape) for name, spool in zip(names, spools, strict=True)}
+    others = {name: np.concatenate(parts) if parts else np.empty(0) for name, parts in kept.items()}
+    labels, classes = (None, None) if plan.target is None else as_labels(others[plan.target], f"The labels in column `{plan.target}`")
+    slices = {name: as_slice(name, others[name]) for name in request.slices}
+    return ArraySource(path.name, arrays, labels, classes, slices, unit="data row", first=1)
 
 
 def _plan(header: Sequence[str], numeric: Mapping[str, bool], request: Request) -> _Plan:
@@ -105,9 +101,10 @@ def _by_order(header: Sequence[str], numeric: Mapping[str, bool], target: str | 
     width = _width(request.inputs[0])
     target = target or next((name for name in LABEL_NAMES if name in header), None)
     free = [name for name in header if name != target and name not in request.slices]
-    if target is None and len(free) > 1 and len([name for name in free if numeric[name]]) != width:
-        target = free.pop()
     features = [name for name in free if numeric[name]]
+    before_last = [name for name in free[:-1] if numeric[name]]
+    if target is None and len(free) > 1 and (len(before_last) == width or len(features) != width):
+        target, features = free.pop(), before_last
     if width is not None and len(features) != width:
         text = [name for name in free if not numeric[name]]
         also = f", and the text columns {', '.join(text)}" if text else ""
@@ -145,7 +142,9 @@ def _csv(path: Path) -> tuple[list[str], dict[str, bool], Iterator[Chunk]]:
     _, header = next(rows, (0, []))
     header = [name.strip() for name in header]
     first = next(rows, None)
-    numeric = {name: first is None or _is_number(first[1][index]) for index, name in enumerate(header) if first is None or index < len(first[1])}
+    numeric = {
+        name: first is None or _is_number(first[1][index]) for index, name in enumerate(header) if first is None or index < len(first[1])
+    }
 
     def chunks() -> Iterator[Chunk]:
         held: list[list[str]] = []
@@ -205,7 +204,8 @@ def _parquet(path: Path) -> tuple[list[str], dict[str, bool], Iterator[Chunk]]:
         raise DataError(f"'{path.name}' is not a readable Parquet file: {error}") from error
     schema = file.schema_arrow
     numeric = {
-        field.name: pa.types.is_integer(field.type) or pa.types.is_floating(field.type) or pa.types.is_boolean(field.type) for field in schema
+        field.name: pa.types.is_integer(field.type) or pa.types.is_floating(field.type) or pa.types.is_boolean(field.type)
+        for field in schema
     }
 
     def chunks() -> Iterator[Chunk]:

@@ -9,13 +9,18 @@ reduction there needs the tensor reordered first, which costs as much as writing
 blocks, though: global max pooling is a maximum, and 1x1 max pooling with a stride is a sample. The
 minimum is the maximum of the negated tensor, and a depthwise 1x1 convolution with weights of -1 negates in blocks.
 All of that is exact.
+
+Memory stays near that of plain inference only if a probe runs right after its tensor, while that is still in the cache,
+too. onnxruntime orders nodes depth first from the leaves of the graph, starting at the last one listed: so probes are listed
+last, those of the first tensor at the very end, and each ends in a node of its own (a Flatten, which costs nothing), because
+the leaves that the layout change adds by itself come in no particular order.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lowbit.graph.observe import Plan
@@ -40,6 +45,8 @@ class Probe:
         low: Output whose minimum is the tensor's; None where the tensor cannot be negative, and 0 stands for it.
         negated: True where `low` holds negated values, so that its maximum counts.
         sample: Output with the elements for the histogram, None where none is wanted.
+        check: Output that is NaN or infinite where any element is: a maximum passes over NaN. Outputs of the original
+            have one, because what is broken inside shows there; None elsewhere.
     """
 
     tensor: str
@@ -47,6 +54,7 @@ class Probe:
     low: str | None
     negated: bool
     sample: str | None
+    check: str | None = None
 
 
 def infer(model: Any, feeds: Mapping[str, tuple[int, ...]]) -> Any:
@@ -84,7 +92,7 @@ def instrument(model: Any, plan: Plan, one: Any, two: Any, *, sample: bool) -> t
     import onnx
 
     graph = model.graph
-    inputs = {v.name for v in graph.input}
+    inputs, final = {v.name for v in graph.input}, {v.name for v in graph.output}
     shapes, more = _shapes(one), _shapes(two)
     types = {v.name: v.type.tensor_type.elem_type for v in [*one.graph.value_info, *one.graph.output]}
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
@@ -94,11 +102,11 @@ def instrument(model: Any, plan: Plan, one: Any, two: Any, *, sample: bool) -> t
         if name not in inputs:
             # Only where each input sample has its own slice of axis 0 do its elements not depend on the others.
             own = shapes.get(name) if _grows(shapes.get(name), more.get(name), shapes, more, inputs) else None
-            probes.append(builder.probe(name, own, types.get(name, 0), name in plan.rectified, sample))
-    nodes = [n for node in graph.node for n in (node, *(new for output in node.output for new in builder.nodes.get(output, ())))]
-    del graph.node[:], graph.output[:]
-    graph.node.extend(nodes)
-    wanted = {name for p in probes for name in (p.high, p.low, p.sample) if name is not None}
+            probe = builder.probe(name, own, types.get(name, 0), name in plan.rectified, sample)
+            probes.append(builder.checked(probe, shapes[name]) if name in final and probe.high != name else probe)
+    graph.node.extend(node for group in reversed(builder.nodes.values()) for node in group)
+    del graph.output[:]
+    wanted = {name for p in probes for name in (p.high, p.low, p.sample, p.check) if name is not None}
     graph.output.extend(onnx.ValueInfoProto(name=name) for name in sorted(wanted))
     return model, probes
 
@@ -118,16 +126,22 @@ class _Builder:
             return self._pooled(name, shape, rectified, sample)
         return self._reduced(name, shape, size, kind, sample)
 
+    def checked(self, probe: Probe, shape: tuple[int, ...]) -> Probe:
+        mean = self._reduce(probe.tensor, "ReduceMean", probe.tensor, list(range(1, len(shape))))
+        return replace(probe, check=mean)
+
     def _pooled(self, name: str, shape: tuple[int, ...], rectified: bool, sample: bool) -> Probe:
-        high, low, taken = self._node(name, "GlobalMaxPool", [name]), None, None
+        def maximum(source: str, suffix: str) -> str:
+            return self._node(name, "Flatten", [self._node(name, "GlobalMaxPool", [source], suffix)], suffix)
+
+        high, low, taken = maximum(name, "high"), None, None
         if not rectified:
             weight = self._constant(name, "minus", [-1.0] * shape[1], [shape[1], 1, 1, 1])
-            negative = self._node(name, "Conv", [name, weight], group=shape[1], kernel_shape=[1, 1])
-            low = self._node(name, "GlobalMaxPool", [negative], suffix="low")
+            low = maximum(self._node(name, "Conv", [name, weight], group=shape[1], kernel_shape=[1, 1]), "low")
         if sample:
             stride = max(1, math.ceil(math.sqrt(math.prod(shape[1:]) / SAMPLE)))
             strides = [min(stride, shape[2]), min(stride, shape[3])]
-            taken = self._node(name, "MaxPool", [name], kernel_shape=[1, 1], strides=strides)
+            taken = self._node(name, "Flatten", [self._node(name, "MaxPool", [name], kernel_shape=[1, 1], strides=strides)], "sample")
         return Probe(name, high, low, True, taken)
 
     def _reduced(self, name: str, shape: tuple[int, ...], size: int, kind: int, sample: bool) -> Probe:

@@ -69,7 +69,7 @@ class Lane:
             line = None
         except queue.Empty:
             self._process.kill()
-            self.error = f"It did not answer within {timeout_s:.0f} s and was ended."
+            self.error = f"It did not answer within {timeout_s:.3g} s and was ended."
             return None
         if line is None:
             self.error = self._why_ended()

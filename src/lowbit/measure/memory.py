@@ -16,7 +16,9 @@ def peak_bytes() -> int:
     that started it, so a small worker of a large parent would report the parent's size.
     """
     if STATUS.exists():
-        return _status_bytes(STATUS.read_text(), "VmHWM")
+        status = STATUS.read_text()
+        # The kernel brings the high-water mark up to date now and then only; the present size may be above it.
+        return max(_status_bytes(status, "VmHWM"), _status_bytes(status, "VmRSS"))
     if sys.platform == "win32":
         import psutil
 

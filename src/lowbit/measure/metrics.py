@@ -94,7 +94,7 @@ _CATALOGUE: dict[str, _Entry] = {
     "relative_error": _Entry(("fidelity", "regression"), RelativeError(), higher_is_better=False, bounded=False, primary=False),
     "kl": _Entry(("classification", "fidelity"), Mean(("kl",)), higher_is_better=False, bounded=False, primary=False),
 }
-_ALIASES = {"accuracy": "top1", "acc": "top1", "f1": "macro_f1", "auc": "roc_auc"}
+_ALIASES = {"accuracy": "top1", "acc": "top1", "top_1": "top1", "top_5": "top5", "f1": "macro_f1", "auc": "roc_auc"}
 _DEFAULT = {"classification": "top1", "regression": "rmse", "embedding": "cosine"}
 
 

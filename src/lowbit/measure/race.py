@@ -24,6 +24,7 @@ import numpy as np
 from lowbit.errors import UsageError
 from lowbit.measure.energy import energy
 from lowbit.measure.lane import Lane
+from lowbit.measure.load import others_share
 from lowbit.measure.ratios import medians, summary
 from lowbit.runtimes.base import DEFAULT
 from lowbit.types import Energy, Feeds, Measurement, Tuning
@@ -73,6 +74,7 @@ class RaceResult:
         memory_before_bytes: Of the process just before the artifact was opened, its runtime imported.
         peak_memory_bytes: Most that the process has held.
         cpu_seconds_per_inference: CPU seconds of all threads, per sample.
+        other_load: Share of the cores' time that other processes took during its turns, 0-1.
         joules_per_inference: Counted by a meter, per sample; None without one.
         energy_method: The meter's.
         error: Why it could not be loaded or run to the end; None if it could.
@@ -88,6 +90,7 @@ class RaceResult:
     memory_before_bytes: int | None = None
     peak_memory_bytes: int | None = None
     cpu_seconds_per_inference: float | None = None
+    other_load: float | None = None
     joules_per_inference: float | None = None
     energy_method: str | None = None
     error: str | None = None
@@ -167,6 +170,7 @@ def measurement(result: RaceResult, baseline: RaceResult | None = None, best_fp3
         tuning=result.tuning,
         baseline=timings(baseline),
         best_fp32=timings(best_fp32),
+        other_load=max((each.other_load or 0.0 for each in (result, baseline, best_fp32) if each is not None), default=0.0),
     )
 
 
@@ -277,11 +281,13 @@ def _result(variant: Variant, lane: Lane, turns: Sequence[dict[str, Any]], batch
     samples = sum(len(turn["seconds"]) for turn in turns) * batch
     if not samples:
         return known
+    walls, cpu = tuple(turn["wall"] for turn in turns), sum(turn["cpu"] for turn in turns)
     joules = [turn["joules"] for turn in turns if turn["joules"] is not None]
     return replace(
         known,
         rounds=tuple(tuple(turn["seconds"]) for turn in turns),
-        walls=tuple(turn["wall"] for turn in turns),
-        cpu_seconds_per_inference=sum(turn["cpu"] for turn in turns) / samples,
+        walls=walls,
+        cpu_seconds_per_inference=cpu / samples,
+        other_load=others_share(sum(turn["busy"] for turn in turns), cpu, sum(walls), ready["cores"]),
         joules_per_inference=sum(joules) / samples if joules else None,
     )

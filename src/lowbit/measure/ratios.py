@@ -20,6 +20,10 @@ SEED = 0
 NOISE = 0.10
 """Noisy = the interval of the median latency, or of the speedup, reaches further than this share from its middle value."""
 
+BUSY = 0.10
+"""Noisy as well = other processes took more than this share of the cores' time during the turns. Rounds may agree
+with each other and still be wrong: steady load slows variants down unequally."""
+
 FEWEST_ROUNDS = 3
 """With fewer the rounds cannot disagree, so nothing is known about noise: that counts as noisy."""
 
@@ -64,11 +68,13 @@ def medians(rounds: Rounds) -> Array:
     return np.array([np.median(calls) for calls in rounds])
 
 
-def noisy(latency_ms: Latency, *ratios: Ratio | None, rounds: int) -> bool:
-    """Whether the rounds disagree too much to call; the rule is `NOISE` and `FEWEST_ROUNDS`."""
+def noisy(latency_ms: Latency, *ratios: Ratio | None, rounds: int, other_load: float = 0.0) -> bool:
+    """Whether the machine was too noisy to call; the rule is `NOISE`, `BUSY` and `FEWEST_ROUNDS`."""
+    if rounds < FEWEST_ROUNDS or other_load > BUSY:
+        return True
     spans = [(latency_ms.ci_low, latency_ms.p50, latency_ms.ci_high)]
     spans += [(found.ci_low, found.value, found.ci_high) for found in ratios if found is not None]
-    return rounds < FEWEST_ROUNDS or any(max(high - middle, middle - low) > NOISE * middle for low, middle, high in spans)
+    return any(max(high - middle, middle - low) > NOISE * middle for low, middle, high in spans)
 
 
 def summary(
@@ -80,6 +86,7 @@ def summary(
     tuning: Tuning,
     baseline: tuple[Rounds, Sequence[float]] | None,
     best_fp32: tuple[Rounds, Sequence[float]] | None,
+    other_load: float = 0.0,
 ) -> Measurement:
     """Everything the manifest says about one variant at one batch size.
 
@@ -93,6 +100,7 @@ def summary(
         tuning: What the runtime was asked for.
         baseline: Rounds and walls of the baseline in the same run; None where it failed.
         best_fp32: The same of the fastest FP32.
+        other_load: Share of the cores' time that other processes took, 0-1.
     """
 
     def over(other: tuple[Rounds, Sequence[float]] | None) -> Ratio | None:
@@ -113,7 +121,7 @@ def summary(
         speedup=faster,
         speedup_over_best_fp32=faster_fp32,
         rounds=len(rounds),
-        noisy=noisy(latency_ms, faster, faster_fp32, rounds=len(rounds)),
+        noisy=noisy(latency_ms, faster, faster_fp32, rounds=len(rounds), other_load=other_load),
         tuning=tuning,
     )
 

@@ -94,7 +94,9 @@ def check_classes(outputs: Sequence[TensorInfo], labels: Array, name: str) -> No
     numbers = class_labels(labels, len(np.asarray(labels)))
     width = width_of(main_output(outputs))
     classes = None if width is None else max(width, 2)
-    low, high = int(numbers.min(initial=0)), int(numbers.max(initial=0))
+    if not len(numbers):
+        raise DataError("There are no labels.", "Give validation samples.")
+    low, high = int(numbers.min()), int(numbers.max())
     if low < 0 or (classes is not None and high >= classes):
         allowed = "0 and above" if classes is None else f"0 to {classes - 1}"
         raise DataError(

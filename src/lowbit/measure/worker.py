@@ -23,7 +23,11 @@ from typing import IO, Any
 WARM_UP_CALLS = 3
 WARM_UP_S = 0.2
 REST_S = 0.01
-"""After a turn, before it is reported: thread pools go on spinning for a few milliseconds, and must not into another's turn."""
+LONGEST_REST_S = 1.0
+"""After a turn the worker waits until its thread pools sleep, before it says that it is done and another's turn begins.
+onnxruntime's go on spinning for some 50 ms, by processor 3 to 500."""
+
+TASKS = Path("/proc/self/task")
 
 Call = Callable[[], object]
 
@@ -35,14 +39,15 @@ def main() -> None:
     try:
         spec = requests.get()
         variant, ready = _load(spec)
+        rest()
         _send(protocol, ready)
         gc.disable()
         while True:
             request = requests.get()
             answer = variant.turn(**request)
-            time.sleep(REST_S)
-            _send(protocol, answer)
             gc.collect()
+            rest()
+            _send(protocol, answer)
     except Exception as error:
         from lowbit.errors import LowbitError
 
@@ -60,20 +65,23 @@ class Variant:
 
     def turn(self, iterations: int, seconds: float, warm_up: int) -> dict[str, Any]:
         """Warm-up calls, then the timed ones: `iterations` of them on one stream, or `seconds` long on several."""
+        from lowbit.measure.load import busy_seconds
         from lowbit.measure.memory import peak_bytes
 
         for call in self._calls:
             for _ in range(warm_up):
                 call()
         joules = self._joules() if self._joules else None
-        cpu, wall = time.process_time(), time.perf_counter()
+        busy, cpu, wall = busy_seconds(), time.process_time(), time.perf_counter()
         calls = timed(self._calls[0], iterations) if len(self._calls) == 1 else concurrently(self._calls, seconds)
         wall = time.perf_counter() - wall
         cpu = time.process_time() - cpu
+        busy = busy_seconds() - busy
         return {
             "seconds": calls,
             "wall": wall,
             "cpu": cpu,
+            "busy": busy,
             "joules": None if self._joules is None or joules is None else self._joules() - joules,
             "peak": peak_bytes(),
         }
@@ -116,11 +124,37 @@ def concurrently(calls: list[Call], seconds: float) -> list[float]:
     return [second for mine in found for second in mine]
 
 
+def rest() -> float:
+    """Sleeps until this process has come to rest, or for `LONGEST_REST_S`; returns the seconds it took."""
+    begin = time.perf_counter()
+    while time.perf_counter() - begin < LONGEST_REST_S:
+        used = time.process_time()
+        time.sleep(REST_S)
+        if time.process_time() - used < REST_S / 10 and not _others_runnable():
+            break
+    return time.perf_counter() - begin
+
+
+def _others_runnable() -> bool:
+    """Whether another thread wants to run; on a busy machine one may, and yet use no time. Linux only, elsewhere False."""
+    mine = str(threading.get_native_id())
+    for task in TASKS.glob("*"):
+        try:
+            # "1234 (name with spaces) R ...": the state follows the last bracket.
+            state = (task / "stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:  # ended in between
+            continue
+        if state == "R" and task.name != mine:
+            return True
+    return False
+
+
 def _load(spec: dict[str, Any]) -> tuple[Variant, dict[str, Any]]:
     """Opens the session and warms it up; `ready` says what it took."""
     import numpy as np
 
     from lowbit.measure.energy import find_meter
+    from lowbit.measure.load import cores
     from lowbit.measure.memory import current_bytes, peak_bytes
     from lowbit.runtimes import registry
     from lowbit.types import Tuning
@@ -142,6 +176,7 @@ def _load(spec: dict[str, Any]) -> tuple[Variant, dict[str, Any]]:
         "before": before,
         "per_call": _warm_up(calls[0]),
         "peak": peak_bytes(),
+        "cores": cores(),
         "energy_method": meter.method if meter else None,
     }
     return Variant(calls, meter.read if meter else None), ready

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+
+import numpy as np
 
 from lowbit.errors import DataError
 from lowbit.graph.load import external_files
 from lowbit.measure.compare import compare
+from lowbit.measure.metrics import Metric, metric_for
 from lowbit.pipeline.context import BASELINE, Context
-from lowbit.pipeline.evaluate import Reference, evaluate
+from lowbit.pipeline.evaluate import Reference, call_batch, evaluate, run_padded
 from lowbit.pipeline.store import copy_whole
 from lowbit.runtimes import registry
+from lowbit.runtimes.base import Session
 from lowbit.types import Candidate, Comparison, Tuning
 
 PARTS = ("search", "confirm")
+REQUESTS = 20
+"""Requests that are timed to see whether inference is the bottleneck."""
 
 
 def run_baseline(context: Context) -> Candidate:
@@ -27,6 +34,7 @@ def run_baseline(context: Context) -> Candidate:
     session = registry.get("onnxruntime").open(artifact, Tuning(), None)
     comparisons: dict[str, Comparison] = {}
     try:
+        context.metric = settled_metric(context, session)
         for part in PARTS:
             data = context.part(part)
             context.reporter.stage(f"FP32 baseline, {len(data):,} samples to {part}", len(data))
@@ -50,6 +58,35 @@ def run_baseline(context: Context) -> Candidate:
         confirm=comparisons["confirm"],
         artifact=str(artifact.relative_to(context.store.out)),
     )
+
+
+def settled_metric(context: Context, session: Session) -> Metric:
+    """The metric, now that one batch of real outputs tells logits from probabilities."""
+    size = call_batch(session.inputs)
+    first = next(iter(context.split.search.batches(size)))
+    sample = run_padded(session, first.feeds, size)
+    asked = context.policy
+    return metric_for(asked.task, asked.metric, session.outputs, context.split.search.labels, sample)[1]
+
+
+def request_times(context: Context) -> tuple[float, float]:
+    """Milliseconds of one inference at batch 1, and of one whole request: reading, preprocessing and inference. Medians."""
+    session = registry.get("onnxruntime").open(context.store.out / "baseline" / "model.onnx", Tuning(), None)
+    size = call_batch(session.inputs, 1)
+    some = context.split.search.subset(np.arange(min(len(context.split.search), REQUESTS * size)))
+    inference, request = [], []
+    try:
+        started = time.perf_counter()
+        for batch in some.batches(size):
+            loaded = time.perf_counter()
+            run_padded(session, batch.feeds, size)
+            done = time.perf_counter()
+            inference.append(done - loaded)
+            request.append(done - started)
+            started = time.perf_counter()
+    finally:
+        session.close()
+    return float(np.median(inference)) * 1000, float(np.median(request)) * 1000
 
 
 def keep_source(context: Context) -> Path:

@@ -4,12 +4,13 @@ One JSON object a line, flushed to disk before the search goes on, so that `kill
 step that was running. A torn last line (the machine died while writing) is ignored. Later events
 about a candidate replace earlier ones, so an interrupted and resumed journal reads like a whole one.
 
-Events: start, split, baseline, candidate, tuned, confirmed, measured, decided, interrupted.
+Events: start, baseline, advice, candidate, tuned, finalists, confirmed, measured, decided, interrupted.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -23,7 +24,7 @@ from lowbit.types import Candidate, Comparison, Decision, Energy, Measurement, P
 
 def encode(value: object) -> Any:
     """A shared record (types.py) as plain JSON values; NaN and infinity become strings."""
-    return _adapter(type(value)).dump_python(value, mode="json")
+    return _strict(_adapter(type(value)).dump_python(value, mode="json"))
 
 
 def decode(kind: Any, raw: Any) -> Any:
@@ -33,6 +34,15 @@ def decode(kind: Any, raw: Any) -> Any:
         pydantic.ValidationError: `raw` is not of that kind.
     """
     return _adapter(kind).validate_python(raw)
+
+
+def _strict(value: Any) -> Any:
+    """JSON has no NaN: such numbers become strings, which `decode` reads as numbers again."""
+    if isinstance(value, dict):
+        return {key: _strict(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_strict(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 _ADAPTERS: dict[Any, Any] = {}
@@ -58,7 +68,7 @@ class Journal:
         Raises:
             Interrupted: the disk is full; nothing half-written stays.
         """
-        line = json.dumps({"event": event, **fields}, default=_plain).encode() + b"\n"
+        line = json.dumps({"event": event, **fields}, default=_plain, allow_nan=False).encode() + b"\n"
         with self.path.open("ab") as file:
             end = file.tell()
             try:
@@ -102,7 +112,8 @@ class State:
     """What a journal says happened so far.
 
     Attributes:
-        start: The first event: key, policy, advice and everything about the request.
+        start: The first event: key, policy and everything else about the request.
+        advice: Reasons to hesitate before quantizing at all.
         baseline: The baseline candidate, once measured.
         candidates: By id, in the order they were first finished.
         tuned: Ids whose tuning has been searched.
@@ -111,6 +122,7 @@ class State:
     """
 
     start: dict[str, Any] = field(default_factory=dict)
+    advice: tuple[str, ...] = ()
     baseline: Candidate | None = None
     candidates: dict[str, Candidate] = field(default_factory=dict)
     tuned: dict[str, Tuning] = field(default_factory=dict)
@@ -121,10 +133,6 @@ class State:
     def policy(self) -> Policy:
         policy: Policy = decode(Policy, self.start["policy"])
         return policy
-
-    @property
-    def advice(self) -> tuple[str, ...]:
-        return tuple(self.start.get("advice", ()))
 
 
 def read_state(journal: Journal) -> State:
@@ -140,6 +148,8 @@ def apply(state: State, event: dict[str, Any]) -> None:
     kind = event["event"]
     if kind == "start":
         state.start = event
+    elif kind == "advice":
+        state.advice = tuple(event["advice"])
     elif kind == "baseline":
         state.baseline = decode(Candidate, event["candidate"])
     elif kind == "candidate":

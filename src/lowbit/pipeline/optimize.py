@@ -11,7 +11,7 @@ from lowbit.bundle.bundle import Bundle
 from lowbit.errors import Interrupted
 from lowbit.graph.prepare import prepare
 from lowbit.pipeline.advice import advise
-from lowbit.pipeline.baseline import run_baseline
+from lowbit.pipeline.baseline import request_times, run_baseline
 from lowbit.pipeline.context import Context
 from lowbit.pipeline.decide import decide
 from lowbit.pipeline.finish import confirm, race_finalists
@@ -107,13 +107,15 @@ def new_context(request: Request, store: Store, reporter: Reporter) -> Context:
 def run(context: Context, request: Request, command: str) -> Decision:
     """The whole story. Every step reads the journal first, so a resumed run goes on where the last one stopped."""
     if not context.state.start:
-        context.record("start", key=request.key, command=command, source={"path": request.model.path.name, "sha256": request.model.sha256},
-                       policy=context.policy, advice=[])  # fmt: skip
+        source = {"path": request.model.path.name, "sha256": request.model.sha256}
+        context.record("start", key=request.key, command=command, source=source, policy=context.policy)
     prepare(context.model, context.store.prepared)
     baseline = run_baseline(context)
     if context.state.baseline is None:
         context.record("baseline", candidate=baseline)
-        context.record("start", **{**without_event(context.state.start), "advice": list(advise(context.model, baseline, context.policy))})
+        inference_ms, request_ms = request_times(context)
+        advice = advise(context.model, baseline, context.policy, inference_ms=inference_ms, request_ms=request_ms)
+        context.record("advice", advice=list(advice))
     for line in context.state.advice:
         context.reporter.note(line)
     search(context, QuickTimes(context), lambda: write_bundle(context, decide_now(context), command, complete=False))
@@ -134,10 +136,6 @@ def decide_now(context: Context) -> Decision:
 def finished(context: Context) -> str:
     count = len(context.state.candidates)
     return f"{count} finished candidate{'' if count == 1 else 's'}"
-
-
-def without_event(event: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in event.items() if name != "event"}
 
 
 def described(request: Request) -> str:

@@ -76,9 +76,6 @@ def range_of(recipe: Recipe, stats: CalibrationStats) -> RangeOf:
     method = recipe.ranges
 
     def lookup(tensor: str) -> tuple[float, float] | None:
-        try:
-            return stats.range(tensor, method)
-        except KeyError:
-            return None
+        return stats.range(tensor, method) if tensor in stats.tensors else None
 
     return lookup

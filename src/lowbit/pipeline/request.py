@@ -132,19 +132,8 @@ def read_policy(options: Options, task: str, metric: Metric, own_batch: int) -> 
 
 
 def read_preprocess(given: str | Path | Preprocess | None) -> Preprocess | None:
-    """A preset's name or a YAML file.
-
-    Raises:
-        UsageError: neither.
-    """
-    if given is None or isinstance(given, Preprocess):
-        return given
-    path = Path(given)
-    if path.suffix in (".yaml", ".yml") or path.exists():
-        if not path.is_file():
-            raise UsageError(f"There is no preprocessing file '{given}'.", "Give a YAML file or the name of a preset.")
-        return Preprocess.from_yaml(path.read_text())
-    return Preprocess.preset(str(given))
+    """A preset's name, a YAML file, or what is one already."""
+    return given if given is None or isinstance(given, Preprocess) else Preprocess.load(given)
 
 
 def _runtimes(names: Sequence[str]) -> tuple[Runtime, ...]:

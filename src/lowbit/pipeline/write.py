@@ -39,7 +39,7 @@ def write_bundle(context: Context, decision: Decision, command: str, *, complete
         model=context.model,
         policy=context.policy,
         data=data_entry(context),
-        environment=environment_entry(context),
+        environment=EnvironmentEntry.model_validate(context.hardware),
         baseline=baseline,
         candidates=[pruned(out, candidate) for candidate in candidates] if context.prune and complete else candidates,
         decision=decision,
@@ -109,18 +109,6 @@ def hex_digest(text: str) -> str:
     import hashlib
 
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def environment_entry(context: Context) -> EnvironmentEntry:
-    hardware = context.hardware
-    return EnvironmentEntry(
-        cpu=hardware.cpu,
-        cores=hardware.cores,
-        isa=hardware.isa,
-        memory_bytes=hardware.memory_bytes,
-        accelerator=hardware.accelerator,
-        versions=hardware.versions,
-    )
 
 
 def notes(context: Context, complete: bool) -> tuple[str, ...]:

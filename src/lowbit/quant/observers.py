@@ -111,6 +111,8 @@ class Histogram:
 def _exponent(low: float, high: float) -> int:
     """The smallest exponent whose grid covers [low, high] with at most `BINS` bins."""
     most = max(abs(low), abs(high))
+    if most == 0.0:  # frexp calls zero's exponent 0
+        return _LEAST_EXPONENT
     exponent = max(_LEAST_EXPONENT, math.frexp(most)[1] - _INDEX_BITS)
     if high > low:
         exponent = max(exponent, math.frexp((high - low) / BINS)[1] - 2)  # never above the answer: the loop ends on it

@@ -71,5 +71,5 @@ def read(path: Path) -> dict[str, Array]:
             return dict(file)
     except FileNotFoundError as error:
         raise DataError(f"No calibration statistics at '{path.name}'.", "Calibrate first.") from error
-    except (OSError, ValueError, zipfile.BadZipFile, TypeError) as error:
+    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile) as error:
         raise DataError(f"'{path.name}' does not hold calibration statistics.", "Calibrate again.") from error

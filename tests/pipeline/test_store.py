@@ -1,0 +1,88 @@
+"""Who may write in an output folder, and that what appears there is whole."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from lowbit.errors import UsageError
+from lowbit.pipeline.store import copy_whole, link_or_copy, locked, open_store, request_key
+
+
+def test_a_new_folder_is_claimed_and_found_again(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "new" / "deep", "k")
+    store.journal.append("start", key="k")
+    assert open_store(store.out, "k").journal.path == store.journal.path
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UsageError, match="is a file"):
+        open_store(tmp_path / "file", "k")
+    assert (tmp_path / "file").read_text() == "x"
+
+
+def test_a_folder_below_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UsageError, match="cannot be written"):
+        open_store(tmp_path / "file" / "out", "k")
+
+
+def test_a_read_only_folder(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    out.chmod(0o500)
+    if os.geteuid() == 0:
+        pytest.skip("root may write anywhere; tests/e2e has a read-only mount for it")
+    with pytest.raises(UsageError, match="cannot be written"):
+        open_store(out, "k")
+
+
+def test_other_peoples_files_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(UsageError, match=r"not empty \(thesis\.tex\)"):
+        open_store(tmp_path, "k")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_another_runs_bundle_is_kept_unless_forced(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "out", "first")
+    store.journal.append("start", key="first", source={"path": "a.onnx"})
+    (store.out / "bundle.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"another run \(a\.onnx"):
+        open_store(store.out, "second")
+    assert (store.out / "bundle.json").exists()
+    assert not (open_store(store.out, "second", force=True).out / "bundle.json").exists()
+
+
+def test_one_run_at_a_time(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "out", "k")
+    with locked(store), pytest.raises(UsageError, match="Another lowbit run"), locked(open_store(store.out, "k")):
+        pass
+    with locked(store):
+        pass
+
+
+def test_keys_tell_requests_apart() -> None:
+    assert request_key("a", "bc") != request_key("ab", "c")
+    assert request_key("a", 1) == request_key("a", 1)
+
+
+def test_a_link_replaces_what_was_there(tmp_path: Path) -> None:
+    source, target = tmp_path / "a", tmp_path / "sub" / "b"
+    source.write_text("new")
+    target.parent.mkdir()
+    target.write_text("old")
+    link_or_copy(source, target)
+    assert target.read_text() == "new"
+    assert target.samefile(source)
+
+
+def test_a_copy_is_independent(tmp_path: Path) -> None:
+    source, target = tmp_path / "a", tmp_path / "sub" / "b"
+    source.write_text("one")
+    copy_whole(source, target)
+    source.write_text("two")
+    assert target.read_text() == "one"
