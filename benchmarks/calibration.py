@@ -6,7 +6,8 @@
 The model is shaped like ResNet-50 (224 x 224, 25.5 M parameters, random weights; a calibrator's cost does not depend on their
 values). Every configuration runs in a process of its own, and the configurations take turns; each round gives one
 ratio, and the median over rounds is what counts. Seconds are wall time of the whole job: loading the model,
-all samples, and computing the ranges by the methods named. The images are the same for all.
+all samples, and computing the ranges by the methods named; the ratio of CPU seconds stands beside, because other load
+on the machine disturbs it less. The images are the same for all.
 
 onnxruntime's percentile and entropy calibrators keep every activation, so they get few images; compare per image.
 Its calibrators observe the operators that its `quantize_static` quantizes by default.
@@ -91,7 +92,7 @@ def work(name: str, model: Path, n: int, batch: int, threads: int) -> None:
 
     import lowbit.pipeline.calibrate  # noqa: F401
 
-    start = time.perf_counter()
+    cpu_before, start = time.process_time(), time.perf_counter()
     if name == "plain":
         plain(model, n, batch, threads)
     elif name.startswith("onnxruntime"):
@@ -100,7 +101,9 @@ def work(name: str, model: Path, n: int, batch: int, threads: int) -> None:
         every = ("minmax", "percentile", "entropy", "mse")
         ours(model, n, batch, threads, every if name == "lowbit all" else ("minmax",))
     seconds = time.perf_counter() - start
-    print(json.dumps({"seconds": seconds, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    cpu = used.ru_utime + used.ru_stime - cpu_before
+    print(json.dumps({"seconds": seconds, "cpu_seconds": cpu, "peak_mb": used.ru_maxrss / 1024}))
 
 
 # The model ------------------------------------------------------------------------------------------------------------
@@ -169,11 +172,11 @@ def fresh(name: str, model: Path, n: int, args: argparse.Namespace) -> dict[str,
 
 def measure(model: Path, args: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
     """Rounds of all configurations, in turn; the direction alternates."""
-    n, few = (48, 8) if args.quick else (160, 16)
-    jobs = [("plain", n), ("lowbit minmax", n), ("lowbit all", n), ("onnxruntime MinMax", n // 4)]
+    n, few = (48, 8) if args.quick else (96, 16)
+    jobs = [("plain", n), ("lowbit minmax", n), ("lowbit all", n), ("onnxruntime MinMax", n // 3)]
     jobs += [("onnxruntime Percentile", few), ("onnxruntime Entropy", few)]
     runs: dict[str, list[dict[str, float]]] = {name: [] for name, _ in jobs}
-    for number in range(args.rounds or (2 if args.quick else 3)):
+    for number in range(args.rounds or (2 if args.quick else 5)):
         for name, count in jobs if number % 2 == 0 else reversed(jobs):
             if name.startswith("onnxruntime") and number > 1:
                 continue  # two rounds tell enough of what is several times slower
@@ -185,14 +188,15 @@ def summary(runs: dict[str, list[dict[str, float]]]) -> list[dict[str, Any]]:
     rows = []
     for name, results in runs.items():
         per_image = [r["seconds"] / r["images"] * 1e3 for r in results]
-        base = [r["seconds"] / r["images"] * 1e3 for r in runs["plain"][: len(results)]]
-        ratios = [a / b for a, b in zip(per_image, base, strict=True)]
+        pairs = list(zip(results, runs["plain"][: len(results)], strict=True))
+        ratios, cpu = ([r[key] / r["images"] / (p[key] / p["images"]) for r, p in pairs] for key in ("seconds", "cpu_seconds"))
         rows.append(
             {
                 "name": name,
                 "images": int(results[0]["images"]),
                 "ms_per_image": round(statistics.median(per_image), 1),
                 "times_plain": round(statistics.median(ratios), 2),
+                "times_plain_cpu": round(statistics.median(cpu), 2),
                 "rounds": [round(r, 2) for r in ratios],
                 "peak_mb": round(max(r["peak_mb"] for r in results)),
             }
@@ -229,9 +233,10 @@ def verdicts(rows: list[dict[str, Any]], memory: dict[str, Any]) -> dict[str, bo
 
 
 def show(report: dict[str, Any]) -> None:
-    print(f"\n{'':26}{'images':>7}{'ms/image':>10}{'x plain':>9}{'peak MB':>9}   rounds")
+    print(f"\n{'':26}{'images':>7}{'ms/image':>10}{'x plain':>9}{'CPU x':>8}{'peak MB':>9}   rounds")
     for row in report["configurations"]:
-        print(f"{row['name']:26}{row['images']:7}{row['ms_per_image']:10}{row['times_plain']:9}{row['peak_mb']:9}   {row['rounds']}")
+        costs = f"{row['ms_per_image']:10}{row['times_plain']:9}{row['times_plain_cpu']:8}{row['peak_mb']:9}"
+        print(f"{row['name']:26}{row['images']:7}{costs}   {row['rounds']}")
     few, many = report["memory"]["images"]
     for name in ("lowbit minmax", "lowbit all"):
         peaks = report["memory"][name]["peak_mb"]

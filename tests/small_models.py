@@ -68,9 +68,13 @@ def cnn_qdq(path: Path) -> Path:
     x_step, r_step = np.float32(2 / 255), np.float32(4 / 255)
     s1, s2 = (np.abs(plain[w].reshape(len(plain[w]), -1)).max(1) / 127 for w in ("w1", "w2"))
     weights: dict[str, Array] = {
-        "x_s": np.array(x_step), "x_z": np.array(128, np.uint8), "r_s": np.array(r_step), "r_z": np.array(0, np.uint8),
-        "y_s": np.array(LOGITS_STEP, np.float32), "y_z": np.array(128, np.uint8),
-    }  # fmt: skip
+        "x_s": np.array(x_step),
+        "x_z": np.array(128, np.uint8),
+        "r_s": np.array(r_step),
+        "r_z": np.array(0, np.uint8),
+        "y_s": np.array(LOGITS_STEP, np.float32),
+        "y_z": np.array(128, np.uint8),
+    }
     for number, scales, step in (("1", s1, x_step), ("2", s2, r_step)):
         shaped = scales.reshape(-1, *[1] * (plain[f"w{number}"].ndim - 1))
         weights[f"w{number}_q"] = np.clip(np.round(plain[f"w{number}"] / shaped), -127, 127).astype(np.int8)

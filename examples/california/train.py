@@ -41,7 +41,10 @@ def to_onnx(network: MLPRegressor, features: int) -> onnx.ModelProto:
     nodes, weights, name = [], [], "features"
     for index, (kernel, bias) in enumerate(zip(network.coefs_, network.intercepts_, strict=True)):
         last = index == len(network.coefs_) - 1
-        weights += [numpy_helper.from_array(kernel.astype(np.float32), f"w{index}"), numpy_helper.from_array(bias.astype(np.float32), f"b{index}")]
+        weights += [
+            numpy_helper.from_array(kernel.astype(np.float32), f"w{index}"),
+            numpy_helper.from_array(bias.astype(np.float32), f"b{index}"),
+        ]
         out = "value" if last else f"hidden{index}"
         nodes.append(helper.make_node("Gemm", [name, f"w{index}", f"b{index}"], [out], name=f"layer{index}"))
         name = out
@@ -68,7 +71,9 @@ def main() -> None:
     features = [name for name in columns if name != TARGET]
     x, y = rows[:, [columns.index(name) for name in features]], rows[:, columns.index(TARGET)]
     mean, std, target_mean, target_std = x[~test].mean(0), x[~test].std(0), y[~test].mean(), y[~test].std()
-    network = MLPRegressor(hidden_layer_sizes=(64, 64), alpha=1e-4, batch_size=128, early_stopping=True, max_iter=200, n_iter_no_change=15, random_state=0)
+    network = MLPRegressor(
+        hidden_layer_sizes=(64, 64), alpha=1e-4, batch_size=128, early_stopping=True, max_iter=200, n_iter_no_change=15, random_state=0
+    )
     network.fit((x[~test] - mean) / std, (y[~test] - target_mean) / target_std)
     predicted = network.predict((x[test] - mean) / std) * target_std + target_mean
     print(f"test R² {r2_score(y[test], predicted):.3f}, RMSE {root_mean_squared_error(y[test], predicted):,.0f} on {test.sum():,} rows")

@@ -91,7 +91,9 @@ def train(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, epochs: 
     generator = torch.Generator().manual_seed(0)
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.SGD([{"params": decayed, "weight_decay": 5e-4}, {"params": others, "weight_decay": 0.0}], lr=0.1, momentum=0.9, nesterov=True)
+    optimizer = torch.optim.SGD(
+        [{"params": decayed, "weight_decay": 5e-4}, {"params": others, "weight_decay": 0.0}], lr=0.1, momentum=0.9, nesterov=True
+    )
     steps = epochs * (len(images) // batch)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.15, total_steps=steps, pct_start=0.2)
     started, step = time.monotonic(), 0
@@ -115,8 +117,15 @@ def export(model: nn.Module, path: Path) -> None:
     model.eval().to(memory_format=torch.contiguous_format)
     batch = torch.export.Dim("batch", min=1, max=65_536)
     program = torch.onnx.export(
-        model, (torch.zeros(2, 1, 28, 28),), input_names=["image"], output_names=["logits"],
-        dynamic_shapes=({0: batch},), opset_version=18, dynamo=True, external_data=False, verbose=False,
+        model,
+        (torch.zeros(2, 1, 28, 28),),
+        input_names=["image"],
+        output_names=["logits"],
+        dynamic_shapes=({0: batch},),
+        opset_version=18,
+        dynamo=True,
+        external_data=False,
+        verbose=False,
     )
     program.save(str(path), external_data=False)
 
@@ -129,22 +138,31 @@ def main() -> None:
     options = parser.parse_args()
 
     torch.manual_seed(0)
-    arrays = {name: read_idx(options.data / f"{name}.gz") for name in (
-        "train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")}
+    arrays = {
+        name: read_idx(options.data / f"{name}.gz")
+        for name in ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+    }
 
     def tensor(images: np.ndarray) -> torch.Tensor:
         return ((torch.from_numpy(images.copy()).float() / 255 - MEAN) / STD)[:, None]
 
     test_images, test_labels = tensor(arrays["t10k-images-idx3-ubyte"]), torch.from_numpy(arrays["t10k-labels-idx1-ubyte"].astype(np.int64))
     model = FashionResNet().to(memory_format=torch.channels_last)
-    train(model, tensor(arrays["train-images-idx3-ubyte"]), torch.from_numpy(arrays["train-labels-idx1-ubyte"].astype(np.int64)), options.epochs)
+    train(
+        model,
+        tensor(arrays["train-images-idx3-ubyte"]),
+        torch.from_numpy(arrays["train-labels-idx1-ubyte"].astype(np.int64)),
+        options.epochs,
+    )
     print(f"test accuracy {accuracy(model, test_images, test_labels):.4f} on {len(test_labels):,} images")
 
     options.out.mkdir(parents=True, exist_ok=True)
     export(model, options.out / "resnet_fashion.onnx")
     np.savez_compressed(
         options.out / "fashion_mnist.npz",
-        images=arrays["t10k-images-idx3-ubyte"][:DEMO_IMAGES], labels=arrays["t10k-labels-idx1-ubyte"][:DEMO_IMAGES], classes=np.array(CLASSES),
+        images=arrays["t10k-images-idx3-ubyte"][:DEMO_IMAGES],
+        labels=arrays["t10k-labels-idx1-ubyte"][:DEMO_IMAGES],
+        classes=np.array(CLASSES),
     )
 
 

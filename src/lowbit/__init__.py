@@ -1,8 +1,8 @@
 """lowbit: the smallest, fastest version of a trained model that is still right.
 
-    result = lowbit.optimize("resnet50.onnx", data="val/", max_drop="1%")
-    print(result.decision)
-    result.bundle.session().run(batch)
+result = lowbit.optimize("resnet50.onnx", data="val/", max_drop="1%")
+print(result.decision)
+result.bundle.session().run(batch)
 """
 
 from __future__ import annotations

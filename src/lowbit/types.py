@@ -379,4 +379,3 @@ class Decision:
     reasons: tuple[str, ...]
     next_steps: tuple[str, ...]
     judgements: tuple[Judgement, ...]
-

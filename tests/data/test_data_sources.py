@@ -145,6 +145,8 @@ def test_csv_by_order_target_and_slices(tmp_path) -> None:
     data = open_data(tmp_path / "t.csv", ROW, target="price", slices=["part"])
     np.testing.assert_array_equal(everything(data), [[index + 0.5, index] for index in range(20)])
     assert data.labels.tolist() == list(range(0, 60, 3))
+    assert data.preprocess.columns == ("a", "b")
+    np.testing.assert_array_equal(data.preprocess({"part": "test", "b": 3, "a": 4.5}), [4.5, 3])
     assert set(data.slices["part"]) == {"train", "test"}
 
 
@@ -294,3 +296,19 @@ def test_batches_can_be_left_early_and_started_again(tmp_path) -> None:
 def test_unknown_slice_names_what_there_is() -> None:
     with pytest.raises(UsageError, match="Did you mean 'site'"):
         open_data({"x": np.ones((10, 2)), "site": np.zeros(10, int)}, ROW, slices=["sit"])
+
+
+def test_the_width_of_integers_does_not_change_a_hash() -> None:
+    ids = np.arange(20).reshape(10, 2)
+    wide, narrow = (open_data({"ids": ids.astype(dtype)}, IDS) for dtype in (np.int64, np.int16))
+    np.testing.assert_array_equal(wide.hashes, narrow.hashes)
+    assert wide.fingerprint == narrow.fingerprint
+
+
+def test_a_table_may_outgrow_memory(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(spool_module.Spool.__init__, "__defaults__", (1000,))
+    (tmp_path / "t.csv").write_text("a,b,y\n" + "\n".join(f"{index},{index}.5,{index % 2}" for index in range(10_000)))
+    data = open_data(tmp_path / "t.csv", ROW)
+    assert isinstance(data.source.arrays["x"], FileRows)
+    np.testing.assert_array_equal(everything(data, 999)[:, 1], np.arange(10_000) + 0.5)
+    assert data.sample_name(9_999) == "data row 10000"

@@ -197,6 +197,7 @@ def test_fidelity_of_numbers_is_relative_to_their_spread_not_their_offset():
 def test_nan_rows_are_misses_and_marked():
     logits, labels = classes(20)
     logits[3, 0], logits[4, 1] = np.nan, np.inf
+    labels[[3, 4]] = 0  # what an output of zeros would be taken for
     _, metric, _ = metric_for(None, None, [info("N", 10)], labels)
     outcomes = observe(metric, {"logits": logits}, labels)
     assert np.flatnonzero(~outcomes.columns["finite"]).tolist() == [3, 4]

@@ -105,6 +105,24 @@ def test_a_fixed_batch_of_one_gives_what_a_free_one_does(tmp_path: Path) -> None
         assert fixed.range(name, "mse") == pytest.approx(free.range(name, "mse"), rel=0.02, abs=1e-6)
 
 
+def test_a_table_that_no_input_moves_is_counted_once(tmp_path: Path) -> None:
+    table = numpy_helper.from_array(np.linspace(-1, 1, 64, dtype=np.float32).reshape(1, 64), "table")
+    nodes = [
+        helper.make_node("Shape", ["x"], ["length"], start=1, end=2),
+        helper.make_node("Slice", ["table", "zero", "length", "one"], ["positions"], name="positions"),
+        helper.make_node("Add", ["x", "positions"], ["y"], name="y"),
+    ]
+    constants = [table, *(numpy_helper.from_array(np.array([v], np.int64), name) for name, v in (("zero", 0), ("one", 1)))]
+    infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", "L"]) for name in ("x", "y")]
+    graph = helper.make_graph(nodes, "g", infos[:1], infos[1:], constants)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), tmp_path / "m.onnx")
+    x = np.random.default_rng(0).normal(size=(12, 32)).astype(np.float32)
+    for size in (12, 5, 1):
+        stats = calibrate(tmp_path / "m.onnx", batches(x, size))
+        assert stats.tensors["positions"].histogram.count == 32
+        assert stats.tensors["y"].histogram.count == 12 * 32
+
+
 def test_onnxruntimes_exact_calibrator_agrees(tmp_path: Path) -> None:
     from onnxruntime.quantization.calibrate import CalibrationDataReader, CalibrationMethod, create_calibrator
 
@@ -255,9 +273,17 @@ def test_onnxruntimes_writer_finds_every_range_it_asks_for(shared_data: Path) ->
     table = {name: stats.range(name, "mse") for name in stats.tensors}
     data = {n: TensorData(lowest=np.float32(low), highest=np.float32(high)) for n, (low, high) in table.items()}
     writer = QDQQuantizer(
-        onnx.load(str(path)), True, False, QuantType.QInt8, QuantType.QUInt8, TensorsData(CalibrationMethod.MinMax, data), [], [],
-        sorted({*QDQRegistry, *QLinearOpsRegistry, "ReduceMean"}), {},
-    )  # fmt: skip
+        onnx.load(str(path)),
+        True,
+        False,
+        QuantType.QInt8,
+        QuantType.QUInt8,
+        TensorsData(CalibrationMethod.MinMax, data),
+        [],
+        [],
+        sorted({*QDQRegistry, *QLinearOpsRegistry, "ReduceMean"}),
+        {},
+    )
     model = writer.quantize_model()
     onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     assert sum(n.op_type == "QuantizeLinear" for n in model.graph.node) > 30

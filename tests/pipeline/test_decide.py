@@ -132,6 +132,14 @@ def test_interval_over_budget_is_provisional_with_the_samples_that_would_settle_
     assert "behind a canary, with baseline to fall back on" in text(found.next_steps)
 
 
+def test_of_several_provisional_ones_a_confirmed_one_goes_first_and_then_the_best():
+    unseen = candidate("a@x", speedups=(5.0, 5.0), confirmed=False)
+    slow, fast = candidate("b@x", half=0.02, speedups=(2.0, 2.0)), candidate("c@x", half=0.02, speedups=(3.0, 3.0))
+    found = decide(BASELINE, [unseen, slow, fast], POLICY)
+    assert (found.verdict, found.chosen) == ("provisional", "c@x")
+    assert decide(BASELINE, [unseen], POLICY).chosen == "a@x"
+
+
 def test_samples_to_settle_really_settles():
     b, c, n = 30, 18, 2000
     low, high = tango(b, c, n)

@@ -30,15 +30,28 @@ def measured(batch: int, speedup: float) -> Measurement:
 def candidate(name: str, drop: float, speedup: float) -> Candidate:
     times = tuple(measured(batch, speedup) for batch in (1, 8))
     return Candidate(
-        id=f"{name}@openvino", recipe=name, runtime="openvino", precision="int8", size_bytes=250, search=comparison(drop, 0.004), measurements=times,
+        id=f"{name}@openvino",
+        recipe=name,
+        runtime="openvino",
+        precision="int8",
+        size_bytes=250,
+        search=comparison(drop, 0.004),
+        measurements=times,
         artifact=f"candidates/{name}/model.onnx",
-    )  # fmt: skip
+    )
 
 
 BASELINE = Candidate(
-    id="fp32@onnxruntime", recipe="fp32", runtime="onnxruntime", precision="fp32", size_bytes=1000, search=comparison(0.0, 0.0), confirm=comparison(0.0, 0.0),
-    measurements=tuple(measured(batch, 1.0) for batch in (1, 8)), artifact="baseline/model.onnx",
-)  # fmt: skip
+    id="fp32@onnxruntime",
+    recipe="fp32",
+    runtime="onnxruntime",
+    precision="fp32",
+    size_bytes=1000,
+    search=comparison(0.0, 0.0),
+    confirm=comparison(0.0, 0.0),
+    measurements=tuple(measured(batch, 1.0) for batch in (1, 8)),
+    artifact="baseline/model.onnx",
+)
 
 
 def whole_run(path: Path) -> Journal:
@@ -55,8 +68,12 @@ def whole_run(path: Path) -> Journal:
     journal.append("confirmed", id="c@openvino", comparison=comparison(0.002, 0.004))
     for name, speedup in (("a", 3.1), ("c", 2.1)):
         journal.append(
-            "measured", id=f"{name}@openvino", measurements=[encode(measured(1, speedup)), encode(measured(8, speedup))], peak_memory_bytes=1, energy=None
-        )  # fmt: skip
+            "measured",
+            id=f"{name}@openvino",
+            measurements=[encode(measured(1, speedup)), encode(measured(8, speedup))],
+            peak_memory_bytes=1,
+            energy=None,
+        )
     return journal
 
 

@@ -18,8 +18,12 @@ def test_the_baseline_is_not_tried_again() -> None:
 def test_every_recipe_meets_every_runtime() -> None:
     ids = [entry.id for entry in plan([FP16, static("mse")], {"onnxruntime": ORT, "openvino": OPENVINO}, fixed_shape=True)]
     assert ids == [
-        "fp16@onnxruntime", "fp16@openvino", "fp16+bf16@openvino", "int8-static-mse@onnxruntime", "int8-static-mse@openvino",
-    ]  # fmt: skip
+        "fp16@onnxruntime",
+        "fp16@openvino",
+        "fp16+bf16@openvino",
+        "int8-static-mse@onnxruntime",
+        "int8-static-mse@openvino",
+    ]
 
 
 def test_first_tunings_are_for_latency_with_fixed_shapes_where_offered() -> None:
@@ -30,8 +34,12 @@ def test_first_tunings_are_for_latency_with_fixed_shapes_where_offered() -> None
 def test_precision_says_what_arithmetic_and_weights_are() -> None:
     found = {entry.id: entry.precision for entry in plan([FP32, FP16, static("mse")], {"openvino": OPENVINO}, fixed_shape=False)}
     assert found == {
-        "fp32@openvino": "fp32", "bf16@openvino": "bf16", "fp16@openvino": "fp16", "fp16+bf16@openvino": "bf16", "int8-static-mse@openvino": "int8",
-    }  # fmt: skip
+        "fp32@openvino": "fp32",
+        "bf16@openvino": "bf16",
+        "fp16@openvino": "fp16",
+        "fp16+bf16@openvino": "bf16",
+        "int8-static-mse@openvino": "int8",
+    }
 
 
 def names(operators: dict[str, int], *, nncf: bool = False) -> list[str]:

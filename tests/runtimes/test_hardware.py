@@ -35,11 +35,16 @@ def test_isa_of_nothing() -> None:
 
 
 def test_cgroup_2_smallest_limit_on_the_way_up_counts(tmp_path: Path) -> None:
-    write(tmp_path, {
-        "cpu.max": "max 100000\n",
-        "a/cpu.max": "150000 100000\n", "a/memory.max": "1000000\n",
-        "a/b/cpu.max": "400000 100000\n", "a/b/memory.max": "max\n",
-    })  # fmt: skip
+    write(
+        tmp_path,
+        {
+            "cpu.max": "max 100000\n",
+            "a/cpu.max": "150000 100000\n",
+            "a/memory.max": "1000000\n",
+            "a/b/cpu.max": "400000 100000\n",
+            "a/b/memory.max": "max\n",
+        },
+    )
     assert cgroup_limits(tmp_path, "0::/a/b\n") == (1.5, 1_000_000)
 
 
@@ -49,11 +54,17 @@ def test_cgroup_2_seen_from_inside_a_container(tmp_path: Path) -> None:
 
 
 def test_cgroup_1(tmp_path: Path) -> None:
-    write(tmp_path, {
-        "cpu,cpuacct/box/cpu.cfs_quota_us": "200000\n", "cpu,cpuacct/box/cpu.cfs_period_us": "100000\n",
-        "cpu,cpuacct/cpu.cfs_quota_us": "-1\n", "cpu,cpuacct/cpu.cfs_period_us": "100000\n",
-        "memory/box/memory.limit_in_bytes": "3000000\n", "memory/memory.limit_in_bytes": "9223372036854771712\n",
-    })  # fmt: skip
+    write(
+        tmp_path,
+        {
+            "cpu,cpuacct/box/cpu.cfs_quota_us": "200000\n",
+            "cpu,cpuacct/box/cpu.cfs_period_us": "100000\n",
+            "cpu,cpuacct/cpu.cfs_quota_us": "-1\n",
+            "cpu,cpuacct/cpu.cfs_period_us": "100000\n",
+            "memory/box/memory.limit_in_bytes": "3000000\n",
+            "memory/memory.limit_in_bytes": "9223372036854771712\n",
+        },
+    )
     assert cgroup_limits(tmp_path, "4:cpu,cpuacct:/box\n3:memory:/box\n") == (2.0, 3_000_000)
 
 
@@ -74,12 +85,15 @@ def test_probe_of_this_machine() -> None:
     assert getpass.getuser() in ("root", "user", "runner") or getpass.getuser() not in text
 
 
-@pytest.mark.parametrize(("flags", "int8", "bf16"), [
-    (("AVX2",), None, False),
-    (("AVX512-VNNI", "AVX-VNNI", "AVX512-BF16"), "AVX512-VNNI", True),
-    (("AVX512-VNNI", "AMX-INT8"), "AMX-INT8", False),
-    (("NEON", "NEON-DOTPROD"), "NEON-DOTPROD", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("flags", "int8", "bf16"),
+    [
+        (("AVX2",), None, False),
+        (("AVX512-VNNI", "AVX-VNNI", "AVX512-BF16"), "AVX512-VNNI", True),
+        (("AVX512-VNNI", "AMX-INT8"), "AMX-INT8", False),
+        (("NEON", "NEON-DOTPROD"), "NEON-DOTPROD", False),
+    ],
+)
 def test_what_the_flags_mean(flags: tuple[str, ...], int8: str | None, bf16: bool) -> None:
     found = replace(probe(), isa=flags)
     assert (found.int8, found.bf16) == (int8, bf16)

@@ -1,8 +1,8 @@
 """A bundle on disk: load it, check it, run it.
 
-    session = Bundle.load("build/resnet50").session()
-    outputs = session.run(batch)                     # model-ready array, or a dict of them
-    outputs = session.predict(Image.open("cat.jpg")) # the bundle's own preprocessing applied first
+session = Bundle.load("build/resnet50").session()
+outputs = session.run(batch)                     # model-ready array, or a dict of them
+outputs = session.predict(Image.open("cat.jpg")) # the bundle's own preprocessing applied first
 """
 
 from __future__ import annotations

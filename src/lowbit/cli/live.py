@@ -29,8 +29,9 @@ def reporter_for(stream: TextIO) -> Iterator[Reporter]:
     from rich.console import Console
     from rich.live import Live
 
-    board = Board()
-    with Live(console=Console(file=stream), get_renderable=board.render, refresh_per_second=4):
+    console = Console(file=stream)
+    board = Board(console.width)
+    with Live(console=console, get_renderable=board.render, refresh_per_second=4):
         yield board
 
 
@@ -94,7 +95,8 @@ class Lines(Reporter):
 class Board(Reporter):
     """A table of candidates with the running stage below it."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
+        self.width = width
         self.candidates: dict[str, Candidate] = {}
         self.notes: list[str] = []
         self.name, self.detail, self.clock = "", "", Clock(None)
@@ -124,7 +126,7 @@ class Board(Reporter):
 
         parts: list[RenderableType] = [Text(note, style="yellow") for note in self.notes]
         if self.candidates:
-            parts.append(candidate_table(list(self.candidates.values())))
+            parts.append(candidate_table(list(self.candidates.values()), width=self.width))
         line = Table.grid(padding=(0, 1))
         bar = ProgressBar(total=self.clock.total, completed=self.clock.done, width=30, pulse=self.clock.total is None)
         line.add_row(Text(self.name, style="bold"), bar, Text(self.clock.left()), Text(self.detail, style="dim"))

@@ -16,8 +16,16 @@ if TYPE_CHECKING:
     from lowbit.bundle.bundle import Bundle
 
 COLOURS: Mapping[str, str] = {
-    "ship": "bold green", "keep": "green", "provisional": "yellow", "recover": "yellow", "reject": "dim", "refuse": "red",
-}  # fmt: skip
+    "ship": "bold green",
+    "keep": "green",
+    "provisional": "yellow",
+    "recover": "yellow",
+    "reject": "dim",
+    "refuse": "red",
+}
+
+WIDE, MEDIUM, NARROW = 132, 108, 96
+"""Terminal widths from which the interval, the metric and the size are shown."""
 
 
 def show_result(bundle: Bundle, form: str) -> None:
@@ -30,14 +38,18 @@ def show_result(bundle: Bundle, form: str) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = WIDE  # a pipe or a file has room for everything
     decision = bundle.decision
     baseline_id = bundle.manifest.baseline.id
     verdicts: dict[str, Verdict] = {judgement.id: judgement.verdict for judgement in decision.judgements}
     from lowbit.bundle.manifest import candidate_of
 
     candidates = [candidate_of(entry) for entry in (bundle.manifest.baseline, *bundle.manifest.candidates)]
-    console.print(candidate_table(sorted(candidates, key=lambda entry: order(entry, baseline_id)), verdicts, decision.chosen))
+    console.print(
+        candidate_table(sorted(candidates, key=lambda entry: order(entry, baseline_id)), verdicts, decision.chosen, console.width)
+    )
     console.print(Text.assemble((f"{decision.verdict}", COLOURS[decision.verdict]), ": ", (decision.chosen, "bold")))
     for reason in decision.reasons:
         console.print(f"  {reason}", markup=False)
@@ -54,8 +66,14 @@ def order(candidate: Candidate, baseline_id: str) -> tuple[bool, bool, float]:
     return candidate.id != baseline_id, not times or candidate.status != "done", times[0] if times else 0.0
 
 
-def candidate_table(candidates: Sequence[Candidate], verdicts: Mapping[str, Verdict] | None = None, chosen: str | None = None) -> Table:
-    """The candidates with what is known of them."""
+def candidate_table(
+    candidates: Sequence[Candidate],
+    verdicts: Mapping[str, Verdict] | None = None,
+    chosen: str | None = None,
+    width: int = WIDE,
+    baseline_id: str = "fp32@onnxruntime",
+) -> Table:
+    """The candidates with what is known of them; a narrow terminal sees fewer columns, never broken ones."""
     from rich.table import Table
     from rich.text import Text
 
@@ -63,43 +81,45 @@ def candidate_table(candidates: Sequence[Candidate], verdicts: Mapping[str, Verd
     metric = next((words.metric_name(entry.evidence.metric.name) for entry in candidates if entry.evidence), "metric")
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("candidate", no_wrap=True)
-    table.add_column(metric, justify="right")
-    table.add_column("change", justify="right")
+    if width >= MEDIUM:
+        table.add_column(metric, justify="right", no_wrap=True)
+    table.add_column("change", justify="right", no_wrap=True)
     for batch in batches:
-        table.add_column(f"batch {batch}", justify="right")
-        table.add_column("×", justify="right")
-    table.add_column("size", justify="right")
-    table.add_column("verdict" if verdicts is not None else "status")
+        table.add_column(f"batch {batch}", justify="right", no_wrap=True)
+    if width >= NARROW:
+        table.add_column("size", justify="right", no_wrap=True)
+    table.add_column("verdict" if verdicts is not None else "status", no_wrap=True)
     for candidate in candidates:
         word = (verdicts or {}).get(candidate.id) or ("" if candidate.status == "done" else candidate.status)
         name = Text(("→ " if candidate.id == chosen else "  ") + candidate.id, style="bold" if candidate.id == chosen else "")
-        table.add_row(
-            name,
-            *accuracy(candidate),
-            *times(candidate, batches),
-            words.size(candidate.size_bytes),
-            Text(word, style=COLOURS.get(word, "dim")),
-        )
+        value, change, interval = accuracy(candidate)
+        if candidate.id == baseline_id:
+            change, interval = "reference", ""
+        cells = [change if width < WIDE else f"{change} {interval}", *times(candidate, batches)]
+        cells = ([value] if width >= MEDIUM else []) + cells + ([words.size(candidate.size_bytes)] if width >= NARROW else [])
+        table.add_row(name, *cells, Text(word, style=COLOURS.get(word, "dim")))
     return table
 
 
-def accuracy(candidate: Candidate) -> tuple[str, str]:
+def accuracy(candidate: Candidate) -> tuple[str, str, str]:
+    """Metric, change and interval of the change, as cells."""
     evidence = candidate.evidence
     if evidence is None:
-        return words.NONE, words.NONE
+        return words.NONE, words.NONE, ""
     if evidence.broken is not None:
-        return "broken", words.NONE
+        return "broken", words.NONE, ""
     delta = evidence.delta
     unit = "%" if delta.relative else "pp"
-    low, high = words.signed(-delta.ci_high), words.signed(-delta.ci_low)
-    return words.metric_value(evidence.metric.name, evidence.metric.value), f"{words.signed(-delta.value)} {unit} [{low}, {high}]"
+    interval = f"[{words.signed(-delta.ci_high)}, {words.signed(-delta.ci_low)}]"
+    return words.metric_value(evidence.metric.name, evidence.metric.value), f"{words.signed(-delta.value)} {unit}", interval
 
 
 def times(candidate: Candidate, batches: Sequence[int]) -> list[str]:
+    """Latency and speedup at each batch size, as cells."""
     found = {entry.batch: entry for entry in candidate.measurements if entry.streams == 1}
     cells = []
     for batch in batches:
         entry = found.get(batch)
-        cells.append(words.milliseconds(entry.latency_ms.p50) if entry else words.NONE)
-        cells.append(words.times(entry.speedup.value) if entry and entry.speedup else words.NONE)
+        ratio = f" {words.times(entry.speedup.value):>5}" if entry and entry.speedup else ""
+        cells.append(words.milliseconds(entry.latency_ms.p50) + ratio if entry else words.NONE)
     return cells

@@ -28,7 +28,10 @@ _CHUNK = 2**20
 
 @dataclass(frozen=True)
 class ArraySource:
-    """Samples that lie in arrays [n, ...], one an input; see `Source`."""
+    """Samples that lie in arrays [n, ...], one an input; see `Source`.
+
+    `features` are the table columns that form the only input, in order; empty for anything else.
+    """
 
     name: str
     arrays: Mapping[str, Rows]
@@ -38,6 +41,7 @@ class ArraySource:
     unit: str = "row"
     first: int = 0
     costly: bool = False
+    features: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(next(iter(self.arrays.values())))
@@ -62,6 +66,9 @@ def from_arrays(name: str, arrays: Mapping[str, Any], request: Request) -> Array
     present = {key: _array(key, value) for key, value in arrays.items()}
     feeding = match_inputs(present, request.inputs, describe_arrays(present))
     label = find_label(present, request.target)
+    for key, field in feeding.items():
+        if present[field].dtype.kind not in "biuf":
+            raise DataError(f"`{field}` holds {present[field].dtype}, not numbers; input '{key}' needs numbers.", "Convert it to numbers.")
     lengths = {key: _length(key, present[key]) for key in [*feeding.values(), *([] if label is None else [label])]}
     if len(set(lengths.values())) > 1:
         raise DataError(

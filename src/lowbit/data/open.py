@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lowbit.data.arrays import from_arrays, open_npz
+from lowbit.data.arrays import ArraySource, from_arrays, open_npz
 from lowbit.data.custom import is_custom, open_custom
 from lowbit.data.dataset import MIN_SAMPLES, Dataset, scan
 from lowbit.data.fit import describe_input, main_input
@@ -120,4 +120,7 @@ def _settle(source: Source, row: int, request: Request) -> Preprocess:
         note = "several inputs, passed on as they are" if given is None else given.note
         return replace(given or Preprocess(), kind="array", resize=None, crop=None, scale=1.0, note=note)
     example = source.read(np.array([row], np.int64))[main.name][0]
-    return infer(main, example) if given is None else given.resolve(main, example)
+    settled = infer(main, example) if given is None else given.resolve(main, example)
+    if isinstance(source, ArraySource) and source.features and not settled.columns:
+        return replace(settled, columns=source.features)  # so that serving can take rows by column name
+    return settled

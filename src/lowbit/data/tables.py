@@ -69,7 +69,8 @@ def open_table(path: Path, request: Request) -> ArraySource:
     others = {name: np.concatenate(parts) if parts else np.empty(0) for name, parts in kept.items()}
     labels, classes = (None, None) if plan.target is None else as_labels(others[plan.target], f"The labels in column `{plan.target}`")
     slices = {name: as_slice(name, others[name]) for name in request.slices}
-    return ArraySource(path.name, arrays, labels, classes, slices, unit="data row", first=1)
+    features = () if plan.by_input else plan.features
+    return ArraySource(path.name, arrays, labels, classes, slices, unit="data row", first=1, features=features)
 
 
 def _plan(header: Sequence[str], numeric: Mapping[str, bool], request: Request) -> _Plan:

@@ -48,11 +48,13 @@ class Plan:
         observed: Names of tensors, in the order in which the graph computes them, graph inputs first.
         aliases: Tensor -> the observed tensor whose statistics it takes.
         rectified: Those of `observed` that cannot be negative, whatever goes in.
+        steady: Those of `observed` that depend on no input's values, at most on its shape (tables of positions).
     """
 
     observed: tuple[str, ...]
     aliases: dict[str, str]
     rectified: frozenset[str]
+    steady: frozenset[str]
 
 
 def plan(model: Any, operators: Collection[str] = QUANTIZABLE) -> Plan:
@@ -76,7 +78,7 @@ def plan(model: Any, operators: Collection[str] = QUANTIZABLE) -> Plan:
     aliases = {name: _follow(links, name) for name in links}
     needed = {name for name in floats if name not in aliases} | set(aliases.values())
     observed = tuple(name for name in ordered if name in needed)
-    return Plan(observed, aliases, _rectified(graph) & needed)
+    return Plan(observed, aliases, _rectified(graph) & needed, frozenset(needed) - _moved(graph))
 
 
 def _constants(graph: Any) -> set[str]:
@@ -106,6 +108,16 @@ def _follow(links: dict[str, str], name: str) -> str:
     while name in links:
         name = links[name]
     return name
+
+
+def _moved(graph: Any) -> set[str]:
+    """Tensors that depend on the values of an input."""
+    moved = {v.name for v in graph.input} - {t.name for t in graph.initializer}
+    for node in graph.node:
+        inner = any(a.g.node or a.graphs for a in node.attribute)  # a subgraph may read anything
+        if inner or (node.op_type not in ("Shape", "Size") and any(name in moved for name in node.input)):
+            moved.update(node.output)
+    return moved
 
 
 def _rectified(graph: Any) -> frozenset[str]:

@@ -111,6 +111,14 @@ def instrument(model: Any, plan: Plan, one: Any, two: Any, *, sample: bool) -> t
     return model, probes
 
 
+def stride(size: int) -> int:
+    """The step that leaves at most about `SAMPLE` of `size` elements, and meets every row and channel of them in turn."""
+    step = max(1, math.ceil(size / SAMPLE))
+    while math.gcd(step, size) > 1:
+        step += 1
+    return step
+
+
 class _Builder:
     """Collects the nodes that belong beside each tensor."""
 
@@ -139,8 +147,8 @@ class _Builder:
             weight = self._constant(name, "minus", [-1.0] * shape[1], [shape[1], 1, 1, 1])
             low = maximum(self._node(name, "Conv", [name, weight], group=shape[1], kernel_shape=[1, 1]), "low")
         if sample:
-            stride = max(1, math.ceil(math.sqrt(math.prod(shape[1:]) / SAMPLE)))
-            strides = [min(stride, shape[2]), min(stride, shape[3])]
+            side = math.ceil(math.sqrt(math.prod(shape[1:]) / SAMPLE))
+            strides = [min(side, shape[2]), min(side, shape[3])]
             taken = self._node(name, "Flatten", [self._node(name, "MaxPool", [name], kernel_shape=[1, 1], strides=strides)], "sample")
         return Probe(name, high, low, True, taken)
 
@@ -150,11 +158,8 @@ class _Builder:
         high, low = (self._reduce(name, op, source, list(range(kept, len(shape)))) for op in ("ReduceMax", "ReduceMin"))
         taken = None
         if sample:
-            step = math.ceil(size / SAMPLE)
-            while math.gcd(step, size) > 1:  # or a stride could meet the same channels in every row
-                step += 1
             rows = self._node(name, "Reshape", [source, self._constant(name, "rows", [0, -1])])
-            taken = self._slice(name, rows, step)
+            taken = self._slice(name, rows, stride(size))
         return Probe(name, high, low, False, taken)
 
     def _reduce(self, name: str, op: str, source: str, axes: list[int]) -> str:

@@ -204,9 +204,7 @@ def _fits(name: str, outputs: Sequence[TensorInfo], labels: Array | None) -> boo
     return labels is not None if name == "spearman" else True
 
 
-def _custom(
-    name: str, outputs: Sequence[TensorInfo], labels: Array | None, sample: Outputs | None
-) -> tuple[Metric, tuple[Metric, ...]]:
+def _custom(name: str, outputs: Sequence[TensorInfo], labels: Array | None, sample: Outputs | None) -> tuple[Metric, tuple[Metric, ...]]:
     """The user's own mean score; agreement and confidences are watched beside it where the outputs look like classes."""
     inner = observer_for("fidelity", fidelity_metric(outputs), outputs, labels, sample)
     observer = CustomObserver(inner, load_callable(name), name)

@@ -67,9 +67,7 @@ def fidelity_metric(outputs: Sequence[TensorInfo]) -> str:
     return "cosine" if vector else "agreement"
 
 
-def observer_for(
-    task: str, name: str, outputs: Sequence[TensorInfo], labels: Array | None, sample: Outputs | None
-) -> Observer:
+def observer_for(task: str, name: str, outputs: Sequence[TensorInfo], labels: Array | None, sample: Outputs | None) -> Observer:
     """How this task reads the outputs."""
     output = main_output(outputs)
     if task == "classification" or name == "agreement":

@@ -101,13 +101,12 @@ def calibrate(
     """
     _check_methods(methods)
     histograms = any(method != "minmax" for method in methods)
-    model = _read(model_path)
     pass_: _Pass | None = None
     seen = 0
     for batch in batches:
         if not len(batch.rows):
             continue
-        pass_ = pass_ or _Pass.prepare(model, model_path, batch.feeds, histograms, threads)
+        pass_ = pass_ or _Pass.prepare(model_path, batch.feeds, histograms, threads)
         pass_.observe(batch.feeds, seen)
         seen += len(batch.rows)
         if progress is not None:
@@ -131,8 +130,9 @@ class _Pass:
     observers: dict[str, Observer]
 
     @classmethod
-    def prepare(cls, model: Any, path: Path, feeds: Feeds, histograms: bool, threads: int) -> _Pass:
-        """Takes the first batch's shapes to place the probes; `model` becomes the probed copy."""
+    def prepare(cls, path: Path, feeds: Feeds, histograms: bool, threads: int) -> _Pass:
+        """Reads the model and places probes by the shapes of the first batch."""
+        model = _read(path)
         shapes = {name: feed.shape for name, feed in feeds.items()}
         one, two = probes.infer(model, shapes), probes.infer(model, _one_more(model, shapes))
         plan = observe.plan(one)
@@ -144,12 +144,14 @@ class _Pass:
         """Runs one batch and updates the observers."""
         for name in self.plan.observed:
             if name in feeds and feeds[name].dtype.kind == "f":
-                self._update(name, MinMax.of(feeds[name]), feeds[name], None, DataError, seen)
+                rows = feeds[name].reshape(len(feeds[name]), -1)
+                self._update(name, MinMax.of(rows), rows[:, :: probes.stride(rows.shape[1])], None, DataError, seen)
         out = dict(zip(self.outputs, self._run(feeds), strict=True))
         for probe in self.probes:
             if out[probe.high].dtype.kind == "f" and out[probe.high].size:
                 sample, check = (None if name is None else out[name] for name in (probe.sample, probe.check))
-                self._update(probe.tensor, _extrema(probe, out), sample, check, ModelError, seen)
+                again = seen and probe.tensor in self.plan.steady  # or batches, not samples, would be counted
+                self._update(probe.tensor, _extrema(probe, out), None if again else sample, check, ModelError, seen)
 
     def _update(
         self, name: str, extrema: MinMax, sample: Array | None, check: Array | None, error: type[DataError | ModelError], seen: int

@@ -118,6 +118,6 @@ def _dominated(candidate: Candidate, by: Candidate, baseline: Candidate, policy:
 
 def _passed_over(candidate: Candidate, chosen: Candidate, baseline: Candidate, policy: Policy) -> str:
     ours, best = gain(candidate, baseline, policy), gain(chosen, baseline, policy)
+    if ours >= best * (1 - TIE):
+        return f"It holds too, and gains as much as {chosen.id}, which goes before it by size, accuracy or name."
     return f"It holds too; {chosen.id} is preferred for {policy.objective} ({best:.2f}x the baseline, this one {ours:.2f}x)."
-
-

@@ -58,7 +58,7 @@ def preferred(pool: Iterable[Candidate], baseline: Candidate, policy: Policy) ->
     Best by the objective; among equals (within 3 %) the smallest (within 10 %; for the size objective the fastest);
     then the one that loses least; then the baseline itself; then the first by name.
     """
-    left = sorted(pool, key=lambda c: c.id)
+    left = list(pool)
     assert left, "nothing to choose from"
     left = _ties(left, [gain(c, baseline, policy) for c in left], TIE)
     if policy.objective == "size":

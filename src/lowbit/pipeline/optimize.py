@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lowbit.bundle.bundle import Bundle
-from lowbit.errors import Interrupted
+from lowbit.errors import Interrupted, LowbitError
 from lowbit.graph.prepare import prepare
 from lowbit.pipeline.advice import advise
 from lowbit.pipeline.baseline import request_times, run_baseline
@@ -20,7 +20,7 @@ from lowbit.pipeline.reporting import Reporter
 from lowbit.pipeline.request import Data, Options, Request, read_request
 from lowbit.pipeline.screen import QuickTimes
 from lowbit.pipeline.search import search
-from lowbit.pipeline.store import Store, locked, open_store
+from lowbit.pipeline.store import Store, discard, locked, need_space, open_store
 from lowbit.pipeline.tune import tune
 from lowbit.pipeline.write import clean_up, write_bundle
 from lowbit.runtimes.hardware import probe
@@ -80,6 +80,10 @@ def optimize(
         except KeyboardInterrupt as error:
             store.journal.append("interrupted")
             raise Interrupted(f"Stopped; '{store.out}' keeps {finished(context)}.", "The same command resumes.") from error
+        except LowbitError:
+            if context.state.baseline is None:
+                discard(store)  # a model or data that cannot be used leaves nothing behind
+            raise
         clean_up(context)
     return Result(decision, Bundle.load(store.out))
 
@@ -109,6 +113,7 @@ def run(context: Context, request: Request, command: str) -> Decision:
     if not context.state.start:
         source = {"path": request.model.path.name, "sha256": request.model.sha256}
         context.record("start", key=request.key, command=command, source=source, policy=context.policy)
+    need_space(context.store, 4 * context.model.size_bytes)
     prepare(context.model, context.store.prepared)
     baseline = run_baseline(context)
     if context.state.baseline is None:

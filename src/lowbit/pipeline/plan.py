@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lowbit.pipeline.context import BASELINE
@@ -29,7 +29,7 @@ class Plan:
     precision: str
 
 
-def plan(recipes: Sequence[Recipe], tunings: dict[str, Sequence[Tuning]], *, fixed_shape: bool) -> list[Plan]:
+def plan(recipes: Sequence[Recipe], tunings: Mapping[str, Sequence[Tuning]], *, fixed_shape: bool) -> list[Plan]:
     """All candidates in the order of trying: recipe by recipe, every runtime before the next recipe.
 
     Args:

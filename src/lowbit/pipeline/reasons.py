@@ -27,9 +27,7 @@ def ship_reasons(chosen: Candidate, source: Candidate, baseline: Candidate, poli
     return _without_blanks(held, say.flips(evidence.delta), unseen, *_gains(chosen, source, baseline, policy), *_hardest(evidence, policy))
 
 
-def provisional_reasons(
-    chosen: Candidate, judgement: Judgement, source: Candidate, baseline: Candidate, policy: Policy
-) -> tuple[str, ...]:
+def provisional_reasons(chosen: Candidate, judgement: Judgement, source: Candidate, baseline: Candidate, policy: Policy) -> tuple[str, ...]:
     """What holds, and what is still open."""
     opening = f"{chosen.id} looks right and is not proved: {judgement.reasons[0]}"
     return _without_blanks(opening, *judgement.reasons[1:], *_gains(chosen, source, baseline, policy))
@@ -67,19 +65,18 @@ def keep_reasons(
     return _without_blanks(runs, why, _speeds(chosen, policy), "That is the runtime's doing: nothing was quantized.", *misses)
 
 
-def next_steps(
-    verdict: Verdict, about: Candidate, source: Candidate, policy: Policy, judged: Mapping[str, Judgement]
-) -> tuple[str, ...]:
+def next_steps(verdict: Verdict, about: Candidate, source: Candidate, policy: Policy, judged: Mapping[str, Judgement]) -> tuple[str, ...]:
     """What to do now."""
     evidence = about.evidence
     steps: list[str] = []
     if verdict == "ship":
         steps.append("Run it; the baseline lies beside it for fallback and rollback.")
     elif verdict == "provisional" and evidence is not None:
-        steps += [*_settle(about, evidence, policy), f"Until it is settled, put {about.id} behind a canary, with {source.id} to fall back on."]
+        steps += _settle(about, evidence, policy)
+        steps.append(f"Until it is settled, put {about.id} behind a canary, with {source.id} to fall back on.")
     elif verdict == "recover":
         steps.append(f"Mixed precision: measure layer by layer what hurts in {about.id}, and leave those layers in 16 or 32 bit.")
-        steps.append("Quantization-aware training: a short fine-tuning with fake quantization usually wins back half of the loss or more.")
+        steps.append("Quantization-aware training: a short fine-tuning with fake quantization often wins back half of the loss or more.")
         steps.append("More, and more varied, calibration samples are the cheapest thing to try first.")
     elif verdict == "keep":
         steps += _after_keep(policy, judged)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import get_args
 
-from lowbit.recipe import QuantSpec, Recipe
+from lowbit.recipe import Granularity, QuantSpec, Recipe
 from lowbit.types import RangeMethod
 
 FP32 = Recipe("fp32", "none", QuantSpec("fp32"))
@@ -50,7 +50,7 @@ def traits(operators: Mapping[str, int]) -> Traits:
 
 def static(ranges: RangeMethod, *, per_channel: bool = True, operators: tuple[str, ...] = (), suffix: str = "") -> Recipe:
     """A static INT8 recipe: unsigned activations, signed symmetric weights."""
-    granularity = "per-channel" if per_channel else "per-tensor"
+    granularity: Granularity = "per-channel" if per_channel else "per-tensor"
     name = f"int8-static-{ranges}{'' if per_channel else '-tensor'}{suffix}"
     return Recipe(name, "static", QuantSpec("int8", granularity, symmetric=True), QuantSpec("uint8"), ranges, operators)
 

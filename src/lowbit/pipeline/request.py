@@ -90,11 +90,26 @@ def read_request(model: str | Path, data: Data, options: Options) -> Request:
     kinds = traits(operator_counts(source.path))
     recipes = _recipes(options.recipes, recipes_for(kinds, nncf=options.nncf and nncf_installed()))
     key = request_key(
-        source.sha256, parts.calibration.fingerprint, parts.search.fingerprint, parts.confirm.fingerprint, samples.preprocess.to_yaml(),
-        task, metric.name, policy.max_drop, policy.confidence, policy.batch, policy.objective, policy.max_latency_ms, policy.threshold,
-        policy.max_fpr_rise, policy.safety_critical, options.slices, [runtime.name for runtime in runtimes], [recipe.name for recipe in recipes],
+        source.sha256,
+        parts.calibration.fingerprint,
+        parts.search.fingerprint,
+        parts.confirm.fingerprint,
+        samples.preprocess.to_yaml(),
+        task,
+        metric.name,
+        policy.max_drop,
+        policy.confidence,
+        policy.batch,
+        policy.objective,
+        policy.max_latency_ms,
+        policy.threshold,
+        policy.max_fpr_rise,
+        policy.safety_critical,
+        options.slices,
+        [runtime.name for runtime in runtimes],
+        [recipe.name for recipe in recipes],
         __version__.rpartition(".")[0],
-    )  # fmt: skip
+    )
     return Request(source, samples, parts, metric, policy, runtimes, recipes, kinds, key, options)
 
 

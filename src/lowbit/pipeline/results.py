@@ -83,8 +83,18 @@ def validate(
     value = metric.value(outcomes.columns)
     secondary = {other.name: other.value(outcomes.columns) for other in others if other.measurable(outcomes.columns)}
     return Scored(
-        source.path.name, source.sha256, runtime, task, metric.name, value, outcomes.n, secondary, samples.fingerprint, source.outputs, outcomes
-    )  # fmt: skip
+        source.path.name,
+        source.sha256,
+        runtime,
+        task,
+        metric.name,
+        value,
+        outcomes.n,
+        secondary,
+        samples.fingerprint,
+        source.outputs,
+        outcomes,
+    )
 
 
 def save(scored: Scored, path: Path) -> None:
@@ -124,9 +134,18 @@ def load(path: Path) -> Scored:
             raise DataError(f"'{path.name}' has results schema {raw['schema']}; this version reads {SCHEMA}.")
         outputs = tuple(TensorInfo(info["name"], tuple(info["shape"]), info["dtype"]) for info in raw["outputs"])
         return Scored(
-            raw["model"], raw["model_sha256"], raw["runtime"], raw["task"], raw["metric"]["name"], raw["metric"]["value"], raw["metric"]["n"],
-            raw["secondary"], raw["data"]["sha256"], outputs, Outcomes.load(path.parent / raw["samples"]),
-        )  # fmt: skip
+            raw["model"],
+            raw["model_sha256"],
+            raw["runtime"],
+            raw["task"],
+            raw["metric"]["name"],
+            raw["metric"]["value"],
+            raw["metric"]["n"],
+            raw["secondary"],
+            raw["data"]["sha256"],
+            outputs,
+            Outcomes.load(path.parent / raw["samples"]),
+        )
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"'{path.name}' is not a results file of `lowbit validate`: {error!r}.") from error
 

@@ -24,7 +24,7 @@ from lowbit.pipeline.plan import Plan, plan
 from lowbit.pipeline.quantize import quantize
 from lowbit.pipeline.recipes import structure
 from lowbit.pipeline.screen import QuickTimes, plainly_slow
-from lowbit.pipeline.store import link_or_copy
+from lowbit.pipeline.store import link_or_copy, need_space
 from lowbit.runtimes import registry
 from lowbit.types import Candidate
 
@@ -60,6 +60,7 @@ def search(context: Context, quick: QuickTimes, keep: Callable[[], object]) -> N
 def try_candidate(context: Context, entry: Plan, quick: QuickTimes) -> Candidate:
     """One candidate from recipe to evidence. What goes wrong becomes part of the evidence."""
     blank = Candidate(id=entry.id, recipe=entry.recipe.name, runtime=entry.runtime, precision=entry.precision, tuning=entry.tuning)
+    need_space(context.store, 2 * context.model.size_bytes)
     try:
         artifact = make_artifact(context, entry)
         made = replace(blank, size_bytes=artifact_size(artifact), artifact=str(artifact.relative_to(context.store.out)))
@@ -68,6 +69,7 @@ def try_candidate(context: Context, entry: Plan, quick: QuickTimes) -> Candidate
             return replace(made, status="dropped", measurements=times, reasons=(reason,))
         return evaluated(context, replace(made, measurements=times), artifact)
     except ModelError as error:
+        need_space(context.store, 0)  # a full disk is no evidence against a candidate
         return replace(blank, status="failed", reasons=(error.message,))
 
 

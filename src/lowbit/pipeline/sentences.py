@@ -17,14 +17,17 @@ def quality(evidence: Comparison, policy: Policy) -> str:
 def difference(delta: Delta) -> str:
     """A delta with its interval, worse and better spelled out because metrics differ in direction."""
     interval = f"between {_end(delta.ci_low, delta.relative)} and {_end(delta.ci_high, delta.relative)}"
-    return f"{_end(delta.value, delta.relative)} ({interval}, {percent(delta.confidence)})"
+    change = "no difference" if _is_nothing(delta.value) else _end(delta.value, delta.relative)
+    return f"{change} ({interval}, {percent(delta.confidence)})"
 
 
 def _end(amount: float, relative: bool) -> str:
     size = f"{abs(amount) * 100:.2f} {'%' if relative else 'pp'}"
-    if float(f"{abs(amount) * 100:.2f}") == 0:
-        return "no worse"
-    return f"{size} {'worse' if amount > 0 else 'better'}"
+    return size if _is_nothing(amount) else f"{size} {'worse' if amount > 0 else 'better'}"
+
+
+def _is_nothing(amount: float) -> bool:
+    return round(abs(amount) * 100, 2) == 0
 
 
 def flips(delta: Delta) -> str:

@@ -12,12 +12,29 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from lowbit.errors import Interrupted, UsageError
 from lowbit.pipeline.journal import Journal
+
+MARGIN = 1 << 20
+"""Bytes that must stay free: journal lines and reports are written at any time."""
+
+OWN = (
+    "bundle.json",
+    "journal.jsonl",
+    "model",
+    "baseline",
+    "candidates",
+    "calibration",
+    "report.html",
+    "MODEL_CARD.md",
+    "preprocess.yaml",
+    ".work",
+)
+"""Everything that a run may write in its folder."""
 
 
 class Store:
@@ -81,6 +98,32 @@ def full_disk(error: OSError) -> Interrupted:
     return Interrupted(f"The disk is full ({error.strerror}).", "Free some space; the same command resumes, nothing finished is lost.")
 
 
+def need_space(store: Store, size: int) -> None:
+    """Stops before a step that would fill the disk; libraries that write there do not say so clearly themselves.
+
+    Raises:
+        Interrupted: less than `size` bytes and a margin are free.
+    """
+    free, needed = shutil.disk_usage(store.out).free, size + MARGIN
+    if free < needed:
+        raise Interrupted(
+            f"The disk is full: '{store.out}' has {free / 1e6:,.1f} MB left, and the next step needs {needed / 1e6:,.1f} MB.",
+            "Free some space; the same command resumes, nothing finished is lost.",
+        )
+
+
+def discard(store: Store) -> None:
+    """Takes back everything that a run wrote before it had anything to show; other files stay."""
+    for entry in OWN:
+        target = store.out / entry
+        if target.is_dir():
+            shutil.rmtree(target, ignore_errors=True)
+        else:
+            target.unlink(missing_ok=True)
+    with suppress(OSError):
+        store.out.rmdir()
+
+
 def _check_owner(store: Store, key: str, force: bool) -> None:
     out = store.out
     first = next(store.journal.events(), None)
@@ -93,23 +136,11 @@ def _check_owner(store: Store, key: str, force: bool) -> None:
         return
     if not force:
         raise UsageError(
-            f"'{out}' holds the bundle of another run ({first.get('source', {}).get('path', 'unknown model')}, other model, data or options).",
+            f"'{out}' holds the bundle of another run ({first.get('source', {}).get('path', 'unknown model')}): other model, data or options.",
             "Give another --out, or --force to replace it.",
         )
-    for entry in (
-        "bundle.json",
-        "model",
-        "baseline",
-        "candidates",
-        "calibration",
-        "report.html",
-        "MODEL_CARD.md",
-        "preprocess.yaml",
-        ".work",
-    ):
-        target = out / entry
-        shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
-    store.journal.path.unlink()
+    discard(store)
+    out.mkdir(parents=True, exist_ok=True)
 
 
 @contextmanager

@@ -112,9 +112,9 @@ def hex_digest(text: str) -> str:
 
 
 def notes(context: Context, complete: bool) -> tuple[str, ...]:
-    found = list(context.state.advice)
+    found = []
     if not complete:
-        found.insert(0, "The search was still going on when this was written; the same command resumes it.")
+        found.append("The search was still going on when this was written; the same command resumes it.")
     if skipped := context.split.search.skipped:
         found.append(
             f"{len(skipped)} samples could not be read and were left out: {', '.join(skipped[:3])}{'…' if len(skipped) > 3 else ''}."
