@@ -9,7 +9,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lowbit.quiet import no_telemetry
+
 __version__ = "0.1.0"
+
+no_telemetry()
 
 if TYPE_CHECKING:
     from lowbit.bundle.bundle import Bundle as Bundle

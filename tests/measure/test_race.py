@@ -244,6 +244,8 @@ def test_workers_end_with_their_parent(kinds: tuple[str, ...]) -> None:
     parent.wait()
     parent.stdout.close()
     _, alive = psutil.wait_procs(workers, timeout=10)
+    for worker in alive:  # leave nothing behind, even when the test fails
+        worker.kill()
     assert alive == []
 
 

@@ -13,8 +13,10 @@ DEMO = Path(__file__).resolve().parent.parent / "demo"
 
 
 @click.command("demo", short_help="Optimize the built-in model on the built-in images, offline.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("build/demo"), show_default=True, metavar="DIR")
-@click.option("--max-drop", default="1%", show_default=True, metavar="BUDGET")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("build/demo"), show_default=True, metavar="DIR", help="The bundle's folder."
+)
+@click.option("--max-drop", default="1%", show_default=True, metavar="BUDGET", help="1pp: absolute points; 1%: of the baseline's value.")
 @click.option("--force", is_flag=True, help="Start anew instead of resuming what is in --out.")
 @output
 def command(out: Path, max_drop: str, force: bool, form: str) -> None:

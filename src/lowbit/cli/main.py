@@ -65,7 +65,6 @@ def main() -> None:
     """Entry point: runs the command and turns errors into a message and an exit code."""
     from lowbit.errors import LowbitError
 
-    quiet_libraries()
     try:
         cli.main(prog_name="lowbit", standalone_mode=False)
     except click.exceptions.Exit as stop:
@@ -87,12 +86,6 @@ def main() -> None:
         sys.exit(0)
     except Exception as error:
         sys.exit(report_bug(error))
-
-
-def quiet_libraries() -> None:
-    """Nothing a dependency prints or sends belongs in our output."""
-    for name, value in (("HF_HUB_DISABLE_TELEMETRY", "1"), ("DO_NOT_TRACK", "1"), ("NNCF_TELEMETRY", "0")):
-        os.environ.setdefault(name, value)
 
 
 def report_bug(error: Exception) -> int:

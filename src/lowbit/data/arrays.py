@@ -66,9 +66,9 @@ def from_arrays(name: str, arrays: Mapping[str, Any], request: Request) -> Array
     present = {key: _array(key, value) for key, value in arrays.items()}
     feeding = match_inputs(present, request.inputs, describe_arrays(present))
     label = find_label(present, request.target)
-    for key, field in feeding.items():
-        if present[field].dtype.kind not in "biuf":
-            raise DataError(f"`{field}` holds {present[field].dtype}, not numbers; input '{key}' needs numbers.", "Convert it to numbers.")
+    for key, member in feeding.items():
+        if present[member].dtype.kind not in "biuf":
+            raise DataError(f"`{member}` holds {present[member].dtype}; input '{key}' needs numbers.", "Convert it to numbers.")
     lengths = {key: _length(key, present[key]) for key in [*feeding.values(), *([] if label is None else [label])]}
     if len(set(lengths.values())) > 1:
         raise DataError(

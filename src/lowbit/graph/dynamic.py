@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from lowbit.quiet import no_telemetry
 from lowbit.recipe import Recipe
 
 OPERATORS = ("MatMul", "Gemm", "LSTM", "Attention")
@@ -17,6 +18,7 @@ def write_dynamic(prepared: Path, out: Path, recipe: Recipe) -> Path:
     Raises:
         ValueError: onnxruntime's quantizer met a graph it cannot write.
     """
+    no_telemetry()
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 

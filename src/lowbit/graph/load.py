@@ -50,6 +50,12 @@ def external_files(path: Path) -> list[Path]:
     return _external_files(_parse(path), path)
 
 
+def graph_inputs(path: Path) -> frozenset[str]:
+    """Names of the inputs that must be fed."""
+    graph = _parse(path).graph
+    return frozenset(value.name for value in graph.input) - {tensor.name for tensor in graph.initializer}
+
+
 def operator_counts(path: Path) -> dict[str, int]:
     """How often each operator type occurs, subgraphs included."""
     counts: dict[str, int] = {}

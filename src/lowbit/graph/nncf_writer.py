@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from lowbit.quiet import no_telemetry
 from lowbit.types import Feeds
 
 SUBSET = 300
@@ -27,7 +27,7 @@ def write_nncf(prepared: Path, out: Path, feeds: Sequence[Feeds], *, transformer
         feeds: Calibration batches.
         transformer: Use NNCF's placement for attention blocks.
     """
-    os.environ.setdefault("NNCF_TELEMETRY", "0")
+    no_telemetry()
     import nncf
     import onnx
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lowbit.errors import ModelError
+from lowbit.quiet import no_telemetry
 from lowbit.types import Model
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ def _raise_opset(proto: onnx.ModelProto, model: Model) -> onnx.ModelProto:
 
 
 def _fold(source: Path, out: Path, name: str) -> None:
+    no_telemetry()
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lowbit.quiet import no_telemetry
 from lowbit.recipe import Recipe
 
 RangeOf = Callable[[str], tuple[float, float] | None]
@@ -32,6 +33,7 @@ def write_static(prepared: Path, out: Path, recipe: Recipe, range_of: RangeOf) -
     Raises:
         ValueError: onnxruntime's quantizer met a graph it cannot write.
     """
+    no_telemetry()
     import onnx
     from onnxruntime.quantization import QuantType
     from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData

@@ -20,6 +20,7 @@ from lowbit.graph import observe, probes
 from lowbit.quant import table
 from lowbit.quant.observers import Histogram, MinMax, Observer, TensorStats
 from lowbit.quant.ranges import find_range
+from lowbit.quiet import no_telemetry
 from lowbit.types import Array, Batch, Feeds, RangeMethod
 
 METHODS: tuple[RangeMethod, ...] = ("minmax", "percentile", "entropy", "mse")
@@ -223,6 +224,7 @@ def _read(path: Path) -> Any:
 
 
 def _session(model: Any, path: Path, threads: int) -> Any:
+    no_telemetry()
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -13,6 +13,7 @@ from lowbit.data.dataset import Dataset
 from lowbit.data.splits import Split
 from lowbit.measure.metrics import Metric
 from lowbit.measure.outcomes import Outcomes
+from lowbit.measure.race import FINAL
 from lowbit.pipeline.calibrate import CalibrationStats
 from lowbit.pipeline.evaluate import Reference, call_batch
 from lowbit.pipeline.journal import State, apply, encode
@@ -42,6 +43,8 @@ class Context:
         store: The output folder.
         reporter: Who is watching.
         deadline: `time.monotonic()` at which to stop searching, None for never.
+        prune: Keep only the artifact that ships.
+        rounds: Turns of each variant in the final timing.
     """
 
     model: Model
@@ -56,6 +59,7 @@ class Context:
     reporter: Reporter
     deadline: float | None = None
     prune: bool = False
+    rounds: int = FINAL["rounds"]
     state: State = field(default_factory=State)
     stats: CalibrationStats | None = None
     references: dict[str, Reference] = field(default_factory=dict)

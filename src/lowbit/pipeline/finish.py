@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from lowbit.measure.compare import compare
@@ -10,6 +11,7 @@ from lowbit.measure.race import FINAL, RaceResult, Variant, energy_of, fastest, 
 from lowbit.pipeline.context import BASELINE, Context
 from lowbit.pipeline.evaluate import evaluate
 from lowbit.pipeline.finalists import select_finalists
+from lowbit.pipeline.journal import encode
 from lowbit.pipeline.tune import fastest_fp32
 from lowbit.runtimes import registry
 from lowbit.types import Candidate, Measurement
@@ -64,10 +66,12 @@ def race_finalists(context: Context, finalists: tuple[str, ...]) -> None:
     assert baseline is not None, "the baseline comes first"
     names = [*fastest_fp32(context.state.candidates.values()), *finalists]
     entries = [baseline, *(context.state.candidates[name] for name in dict.fromkeys(names))]
+    if set(context.state.raced) == {entry.id for entry in entries}:
+        return  # this very race was run before the interruption
     settings = [(batch, 1) for batch in context.policy.batch]
     if context.hardware.cores > 1:
         settings.append((context.policy.batch[-1], context.hardware.cores))
-    rounds = FINAL["rounds"]
+    rounds = context.rounds
     context.reporter.stage(f"Timing {len(entries)} variants, each alone in its process", rounds * len(settings))
     found: dict[str, list[Measurement]] = {entry.id: [] for entry in entries}
     last: dict[str, RaceResult] = {}
@@ -79,7 +83,8 @@ def race_finalists(context: Context, finalists: tuple[str, ...]) -> None:
             batch=batch,
             streams=streams,
             progress=lambda done, _, before=index: context.reporter.advance(before * rounds + done),  # type: ignore[misc]
-            **FINAL,
+            rounds=rounds,
+            seconds_per_round=FINAL["seconds_per_round"],
         )
         fp32 = {entry.id: results[entry.id] for entry in entries if entry.precision == "fp32"}
         best_fp32 = fp32.get(fastest(fp32) or BASELINE)
@@ -88,14 +93,22 @@ def race_finalists(context: Context, finalists: tuple[str, ...]) -> None:
                 found[entry.id].append(measurement(results[entry.id], results[BASELINE], best_fp32))
                 if streams == 1:
                     last[entry.id] = results[entry.id]
-    for entry in entries:
-        if entry.id in last:
-            result = last[entry.id]
-            energy = energy_of(result, context.hardware.cores)
-            context.record(
-                "measured", id=entry.id, measurements=tuple(found[entry.id]), peak_memory_bytes=result.peak_memory_bytes, energy=energy
-            )
-            context.reporter.candidate(context.state.candidates.get(entry.id, baseline))
+    # One event for the whole race: its ratios belong together, so half of them would be worth nothing.
+    context.record(
+        "measured", raced=[entry.id for entry in entries], results=[timing(context, name, found[name], last[name]) for name in last]
+    )
+    for name in last:
+        context.reporter.candidate(context.state.candidates.get(name, baseline))
+
+
+def timing(context: Context, name: str, measurements: Sequence[Measurement], result: RaceResult) -> dict[str, object]:
+    """One variant's part of the "measured" event."""
+    return {
+        "id": name,
+        "measurements": [encode(entry) for entry in measurements],
+        "peak_memory_bytes": result.peak_memory_bytes,
+        "energy": encode(energy_of(result, context.hardware.cores)),
+    }
 
 
 def variant(context: Context, candidate: Candidate, streams: int) -> Variant:

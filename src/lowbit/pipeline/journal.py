@@ -14,6 +14,7 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,8 @@ class Journal:
         Raises:
             Interrupted: the disk is full; nothing half-written stays.
         """
-        line = json.dumps({"event": event, **fields}, default=_plain, allow_nan=False).encode() + b"\n"
+        stamp = datetime.now(UTC).isoformat(timespec="seconds")
+        line = json.dumps({"event": event, "at": stamp, **fields}, default=_plain, allow_nan=False).encode() + b"\n"
         with self.path.open("ab") as file:
             end = file.tell()
             try:
@@ -118,6 +120,7 @@ class State:
         candidates: By id, in the order they were first finished.
         tuned: Ids whose tuning has been searched.
         finalists: Ids chosen to be confirmed; empty until then.
+        raced: Ids that were timed together in the final race.
         decision: The last decision written.
     """
 
@@ -127,6 +130,7 @@ class State:
     candidates: dict[str, Candidate] = field(default_factory=dict)
     tuned: dict[str, Tuning] = field(default_factory=dict)
     finalists: tuple[str, ...] = ()
+    raced: tuple[str, ...] = ()
     decision: Decision | None = None
 
     @property
@@ -164,13 +168,15 @@ def apply(state: State, event: dict[str, Any]) -> None:
     elif kind == "confirmed":
         _change(state, event["id"], confirm=decode(Comparison, event["comparison"]))
     elif kind == "measured":
-        _change(
-            state,
-            event["id"],
-            measurements=decode(tuple[Measurement, ...], event["measurements"]),
-            peak_memory_bytes=event["peak_memory_bytes"],
-            energy=decode(Energy | None, event["energy"]),
-        )
+        state.raced = tuple(event["raced"])
+        for result in event["results"]:
+            _change(
+                state,
+                result["id"],
+                measurements=decode(tuple[Measurement, ...], result["measurements"]),
+                peak_memory_bytes=result["peak_memory_bytes"],
+                energy=decode(Energy | None, result["energy"]),
+            )
     elif kind == "decided":
         state.decision = decode(Decision, event["decision"])
 

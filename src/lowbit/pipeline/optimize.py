@@ -19,7 +19,7 @@ from lowbit.pipeline.journal import read_state
 from lowbit.pipeline.reporting import Reporter
 from lowbit.pipeline.request import Data, Options, Request, read_request
 from lowbit.pipeline.screen import QuickTimes
-from lowbit.pipeline.search import search
+from lowbit.pipeline.search import pending, search
 from lowbit.pipeline.store import Store, discard, locked, need_space, open_store
 from lowbit.pipeline.tune import tune
 from lowbit.pipeline.write import clean_up, write_bundle
@@ -104,12 +104,17 @@ def new_context(request: Request, store: Store, reporter: Reporter) -> Context:
         reporter=reporter,
         deadline=time.monotonic() + limit * (1 - FINISH_SHARE) if limit else None,
         prune=request.options.prune,
+        rounds=request.options.rounds,
         state=read_state(store.journal),
     )
 
 
 def run(context: Context, request: Request, command: str) -> Decision:
     """The whole story. Every step reads the journal first, so a resumed run goes on where the last one stopped."""
+    if context.state.decision is not None and not pending(context):
+        context.reporter.note("This search was finished before: deciding from its journal.")
+        write_bundle(context, decision := decide_now(context), command)
+        return decision
     if not context.state.start:
         source = {"path": request.model.path.name, "sha256": request.model.sha256}
         context.record("start", key=request.key, command=command, source=source, policy=context.policy)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from lowbit.errors import ModelError
 from lowbit.graph.dynamic import write_dynamic
 from lowbit.graph.halves import write_fp16
+from lowbit.graph.load import graph_inputs
 from lowbit.graph.nncf_writer import write_nncf
 from lowbit.graph.qdq import RangeOf, write_static
 from lowbit.pipeline.calibrate import CalibrationStats
@@ -67,15 +68,21 @@ def _write(
         write_nncf(prepared, out, feeds, transformer=transformer)
     else:
         assert stats is not None, f"{recipe.name} needs calibration statistics"
-        write_static(prepared, out, recipe, range_of(recipe, stats))
+        write_static(prepared, out, recipe, range_of(recipe, stats, graph_inputs(prepared)))
 
 
-def range_of(recipe: Recipe, stats: CalibrationStats) -> RangeOf:
-    """Looks ranges up by the recipe's method; tensors that were never observed have none."""
+def range_of(recipe: Recipe, stats: CalibrationStats, inputs: Collection[str]) -> RangeOf:
+    """Looks ranges up by the recipe's method; tensors that were never observed have none.
+
+    A model's inputs keep their whole range under "entropy": the background of images is a spike that the
+    divergence follows, and it cut all bright pixels off (docs/lab.md has the numbers).
+    """
     assert recipe.ranges is not None, f"{recipe.name} names no range method"
     method = recipe.ranges
 
     def lookup(tensor: str) -> tuple[float, float] | None:
-        return stats.range(tensor, method) if tensor in stats.tensors else None
+        if tensor not in stats.tensors:
+            return None
+        return stats.range(tensor, "minmax" if method == "entropy" and tensor in inputs else method)
 
     return lookup

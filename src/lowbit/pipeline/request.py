@@ -13,6 +13,7 @@ from lowbit.errors import UsageError, unknown
 from lowbit.graph.load import load_model, operator_counts
 from lowbit.graph.nncf_writer import installed as nncf_installed
 from lowbit.measure.metrics import Metric, metric_for
+from lowbit.measure.race import FINAL
 from lowbit.pipeline.evaluate import call_batch
 from lowbit.pipeline.recipes import Traits, recipes_for, traits
 from lowbit.pipeline.store import request_key
@@ -48,6 +49,7 @@ class Options:
     safety_critical: bool = False
     limit: int | None = None
     nncf: bool = True
+    rounds: int = FINAL["rounds"]
     force: bool = False
     prune: bool = False
 

@@ -42,19 +42,24 @@ def search(context: Context, quick: QuickTimes, keep: Callable[[], object]) -> N
         quick: Times candidates.
         keep: Called after each finished candidate: writes the best so far.
     """
+    waiting = pending(context)
+    context.reporter.stage(f"{len(waiting)} candidates", len(waiting))
+    for index, entry in enumerate(waiting):
+        if context.out_of_time():
+            context.reporter.note(f"Time is up: {len(waiting) - index} candidates were not tried.")
+            break
+        candidate = try_candidate(context, entry, quick)
+        context.record("candidate", candidate=candidate)
+        context.reporter.candidate(candidate)
+        keep()
+        context.reporter.advance(index + 1)
+
+
+def pending(context: Context) -> list[Plan]:
+    """What the journal does not have yet, in the order of trying."""
     tunings = {runtime.name: runtime.tunings(context.hardware) for runtime in context.runtimes}
     plans = plan(context.recipes, tunings, fixed_shape=True)
-    context.reporter.stage(f"{len(plans)} candidates", len(plans))
-    for index, entry in enumerate(plans):
-        if context.out_of_time():
-            context.reporter.note(f"Time is up: {len(plans) - index} candidates were not tried.")
-            break
-        if entry.id not in context.state.candidates:
-            candidate = try_candidate(context, entry, quick)
-            context.record("candidate", candidate=candidate)
-            context.reporter.candidate(candidate)
-            keep()
-        context.reporter.advance(index + 1)
+    return [entry for entry in plans if entry.id not in context.state.candidates]
 
 
 def try_candidate(context: Context, entry: Plan, quick: QuickTimes) -> Candidate:

@@ -135,8 +135,9 @@ def _check_owner(store: Store, key: str, force: bool) -> None:
     if first.get("key") == key:
         return
     if not force:
+        model = first.get("source", {}).get("path", "unknown model")
         raise UsageError(
-            f"'{out}' holds the bundle of another run ({first.get('source', {}).get('path', 'unknown model')}): other model, data or options.",
+            f"'{out}' holds the bundle of another run ({model}): another model, other data or other options.",
             "Give another --out, or --force to replace it.",
         )
     discard(store)

@@ -1,0 +1,180 @@
+"""The main job from a model to a bundle, on a model small enough for a test."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cli_runner import lowbit
+from e2e_case import Case, make_case
+
+from lowbit import Bundle, optimize
+from lowbit.pipeline.journal import Journal, replay
+from lowbit.types import Policy
+from small_models import images, reference
+
+RECIPES = ("fp32", "fp16", "int8-static-minmax", "int8-static-mse")
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return make_case(tmp_path_factory.mktemp("case"), n=600)
+
+
+@pytest.fixture(scope="module")
+def out(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One finished bundle for all tests that only read."""
+    out = tmp_path_factory.mktemp("optimize") / "bundle"
+    optimize(case.model, case.data, out=out, max_drop="5pp", recipes=RECIPES, slices=("site",), rounds=3)
+    return out
+
+
+def manifest(out: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((out / "bundle.json").read_text())
+    return content
+
+
+def events(out: Path, kind: str) -> list[dict[str, Any]]:
+    return [event for event in Journal(out / "journal.jsonl").events() if event["event"] == kind]
+
+
+def test_the_bundle_has_everything_the_contract_names(out: Path) -> None:
+    names = {entry.name for entry in out.iterdir()}
+    assert names == {
+        "bundle.json",
+        "model",
+        "baseline",
+        "candidates",
+        "calibration",
+        "journal.jsonl",
+        "report.html",
+        "MODEL_CARD.md",
+        "preprocess.yaml",
+    }
+    found = manifest(out)
+    assert found["data"]["calibration"]["n"] == 120
+    assert found["data"]["validation"]["n"] == 480
+    assert found["source"]["path"] == "cnn.onnx"
+    assert {entry["id"] for entry in found["candidates"]} >= {"fp32@openvino", "fp16@onnxruntime", "int8-static-mse@openvino"}
+
+
+def test_every_candidate_keeps_its_recipe_result_and_parameters(out: Path) -> None:
+    folder = out / "candidates" / "int8-static-mse@onnxruntime"
+    files = {"model.onnx", "recipe.yaml", "result.json", "parameters.json", "parameters.npz"}
+    assert {entry.name for entry in folder.iterdir()} >= files
+    assert (out / "candidates" / "fp16@onnxruntime" / "outcomes-search.npz").is_file()
+    table = json.loads((folder / "parameters.json").read_text())
+    assert {row["kind"] for row in table["tensors"]} == {"weight", "activation"}
+
+
+def test_no_path_of_this_machine_is_told(out: Path) -> None:
+    text = (out / "bundle.json").read_text() + (out / "report.html").read_text() + (out / "MODEL_CARD.md").read_text()
+    assert str(out.parent) not in text
+    assert str(Path.home()) + "/" not in text
+
+
+def test_accuracy_is_what_onnx_itself_computes(case: Case, out: Path) -> None:
+    """The baseline's value against onnx's reference evaluator, on the very samples that confirmed."""
+    data = np.load(case.data)
+    expected = reference(case.model, {"input.1": data["images"]})["logits"].argmax(1) == data["labels"]
+    parts = events(out, "baseline")[0]["candidate"]
+    seen = sum(parts[part]["metric"]["value"] * parts[part]["metric"]["n"] for part in ("search", "confirm"))
+    calibrating = 600 - sum(parts[part]["metric"]["n"] for part in ("search", "confirm"))
+    assert expected.sum() - calibrating <= seen <= expected.sum()
+
+
+def test_slices_are_scored(out: Path) -> None:
+    names = {entry["name"] for candidate in manifest(out)["candidates"] if candidate["status"] == "done" for entry in candidate["slices"]}
+    assert any("site" in name and "north" in name for name in names), names
+
+
+def test_the_decision_replays_from_the_journal(out: Path) -> None:
+    decision = replay(out / "journal.jsonl")
+    found = manifest(out)["decision"]
+    assert (decision.verdict, decision.chosen, list(decision.reasons)) == (found["verdict"], found["chosen"], found["reasons"])
+
+
+def test_three_lines_run_it(out: Path) -> None:
+    session = Bundle.load(out).session()
+    outputs = session.run(images(3))
+    assert outputs["logits"].shape == (3, 10)
+
+
+def test_the_same_call_again_runs_nothing_again(case: Case, out: Path) -> None:
+    before = (out / "bundle.json").read_text()
+    count = len(events(out, "candidate"))
+    result = optimize(case.model, case.data, out=out, max_drop="5pp", recipes=RECIPES, slices=("site",), rounds=3)
+    assert len(events(out, "candidate")) == count
+    assert len(events(out, "measured")) == 1
+    assert json.loads(before)["decision"] == manifest(out)["decision"]
+    assert result.decision.chosen == manifest(out)["decision"]["chosen"]
+
+
+def test_another_models_folder_is_refused(out: Path, tmp_path: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = make_case(tmp_path, n=200)
+    shell = lowbit(capfd, monkeypatch, "optimize", other.model, "--data", other.data, "--out", out)
+    assert shell.code == 2
+    assert "another run" in shell.err
+    assert (out / "bundle.json").is_file()
+
+
+def command(case: Case, out: Path) -> list[str]:
+    recipes = [word for name in RECIPES for word in ("--recipe", name)]
+    call = [sys.executable, "-m", "lowbit", "optimize", str(case.model), "--data", str(case.data), "--out", str(out)]
+    return [*call, "--max-drop", "5pp", "--rounds", "3", *recipes]
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_killed_in_the_middle_nothing_finished_runs_again(case: Case, tmp_path: Path, how: signal.Signals) -> None:
+    out = tmp_path / "bundle"
+    process = subprocess.Popen(command(case, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while len(events(out, "candidate")) < 3 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(process.pid, how)
+    code = process.wait(60)
+    assert code == (-9 if how == signal.SIGKILL else 4)
+    finished = [event["candidate"]["id"] for event in events(out, "candidate")]
+    assert len(finished) >= 3
+    assert (out / "bundle.json").is_file(), "the best so far is always on disk"
+    assert "was still going on" in " ".join(manifest(out)["notes"])
+
+    again = subprocess.run(command(case, out), capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0, again.stderr
+    ids = Counter(event["candidate"]["id"] for event in events(out, "candidate"))
+    assert set(ids.values()) == {1}, ids
+    assert list(ids)[: len(finished)] == finished
+    decision = replay(out / "journal.jsonl")
+    assert manifest(out)["decision"]["chosen"] == decision.chosen
+    assert manifest(out)["notes"] == []
+    assert not (out / ".work").exists()
+
+
+def test_out_of_time_decides_with_what_there_is(case: Case, tmp_path: Path) -> None:
+    result = optimize(case.model, case.data, out=tmp_path / "b", time_limit_s=0.01, recipes=("fp32", "fp16"), rounds=3)
+    assert result.decision.verdict == "keep"
+    assert result.decision.chosen == "fp32@onnxruntime"
+    assert isinstance(result.bundle.manifest.policy.time_limit_s, float)
+
+
+def test_prune_keeps_only_what_ships(case: Case, tmp_path: Path) -> None:
+    out = tmp_path / "b"
+    optimize(case.model, case.data, out=out, max_drop="5pp", recipes=("fp16",), runtimes=("onnxruntime",), rounds=3, prune=True)
+    assert not list((out / "candidates").rglob("*.onnx"))
+    assert (out / "model" / "model.onnx").is_file()
+    assert Bundle.load(out).session().run(images(1))["logits"].shape == (1, 10)
+
+
+def test_the_policy_is_what_was_asked(out: Path) -> None:
+    policy = Bundle.load(out).manifest.policy
+    assert (policy.task, policy.metric, policy.max_drop) == ("classification", "top1", "5pp")
+    assert Policy.__dataclass_fields__.keys() >= {"objective", "batch"}
