@@ -76,5 +76,6 @@ def test_recipes_have_unique_names() -> None:
 
 
 def test_ranges_do_not_change_speed_but_granularity_may() -> None:
+    assert structure(FP16) == structure(FP32)
     assert structure(static("mse")) == structure(static("minmax"))
     assert structure(static("mse")) != structure(static("mse", per_channel=False))

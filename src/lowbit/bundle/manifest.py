@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -174,6 +175,12 @@ def file_entries(folder: Path, paths: Iterable[str]) -> tuple[FileEntry, ...]:
 
 def digest(file: Path) -> str:
     """SHA-256 of a file's bytes, hex."""
+    state = file.stat()
+    return _digest(file, state.st_ino, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=64)  # a search writes its manifest after every candidate, and models are large
+def _digest(file: Path, inode: int, modified_ns: int, size: int) -> str:  # noqa: ARG001
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

@@ -22,7 +22,7 @@ from lowbit.cli.options import Duration, Numbers, budget_options, data_options, 
     type=click.Choice(["latency", "throughput", "size"]),
     default="latency",
     show_default=True,
-    help="What the best among the right ones is best at.",
+    help="What decides among the versions that are right.",
 )
 @click.option("--batch", type=Numbers(), default="1,8", show_default=True, help="Batch sizes that matter.")
 @click.option("--max-latency", type=Duration(), metavar="TIME", help="Ceiling of p95 at the smallest batch size, e.g. 60ms.")
@@ -30,7 +30,7 @@ from lowbit.cli.options import Duration, Numbers, budget_options, data_options, 
 @click.option("--runtime", "runtimes", multiple=True, metavar="NAME", help="Search only these runtimes. Repeatable.")
 @click.option("--recipe", "recipes", multiple=True, metavar="NAME", help="Try only these recipes. Repeatable.")
 @click.option("--nncf/--no-nncf", default=True, show_default=True, help="Let NNCF make a candidate where it is installed.")
-@click.option("--rounds", type=click.IntRange(3, 1000), default=15, show_default=True, help="Turns of each finalist in the final timing.")
+@click.option("--rounds", type=click.IntRange(3, 1000), default=12, show_default=True, help="Turns of each finalist in the final timing.")
 @click.option("--safety-critical", is_flag=True, help="A wrong answer can hurt someone: be told what that means here.")
 @click.option("--prune", is_flag=True, help="Keep only the artifact that ships, not every candidate's.")
 @click.option("--force", is_flag=True, help="Replace what another run left in --out.")

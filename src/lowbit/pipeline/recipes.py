@@ -80,5 +80,8 @@ def recipes_for(model: Traits, *, nncf: bool) -> list[Recipe]:
 
 
 def structure(recipe: Recipe) -> str:
-    """What determines speed: recipes that differ in their ranges alone are equally fast."""
+    """What determines speed: recipes that differ in their ranges alone are equally fast, and weights
+    that are only stored in 16 bit are widened when the model is loaded."""
+    if recipe.method in ("none", "cast"):
+        return "floating point"
     return str(replace(recipe, name="", ranges=None))
