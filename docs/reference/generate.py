@@ -52,18 +52,21 @@ def streams() -> str:
     return """## Output
 
 What was found goes to stdout, as a table or, with `--output json`, as one JSON document. Progress, notes and errors go to stderr.
+`-h` and `--help` work everywhere, `lowbit --version` says which version it is.
 """
 
 
 def command_section(name: str) -> str:
     """One command: what it does, how it is called, every option."""
     command = the_command(name)
-    usage = " ".join(["lowbit", name, *command.collect_usage_pieces(click.Context(command, info_name=name))])
+    usage = " ".join(["lowbit", name, *command.collect_usage_pieces(click.Context(command))])
     text, examples = split_help(command.help or "")
-    parts = [f"## lowbit {name}", text, f"```console\n{usage}\n```"]
+    parts = [f"## lowbit {name}", text, f"```text\n{usage}\n```"]
     if examples:
-        parts.append(f"{'Example' if len(examples) == 1 else 'Examples'}:\n\n```text\n{chr(10).join(examples)}\n```")
-    parts.append(table(["option", "what it does", "default"], [option_row(option) for option in options(command)]))
+        language = "console" if all(line.startswith("lowbit ") for line in examples) else "text"
+        parts.append(f"{'Example' if len(examples) == 1 else 'Examples'}:\n\n```{language}\n{chr(10).join(examples)}\n```")
+    if rows := [option_row(option) for option in options(command)]:
+        parts.append(table(["option", "what it does", "default"], rows))
     return "\n\n".join(parts)
 
 
@@ -74,7 +77,8 @@ def the_command(name: str) -> click.Command:
 
 
 def options(command: click.Command) -> list[click.Option]:
-    return [parameter for parameter in command.get_params(click.Context(command)) if isinstance(parameter, click.Option)]
+    """A command's own options; `--help`, which all have, is not among them."""
+    return [parameter for parameter in command.params if isinstance(parameter, click.Option)]
 
 
 def option_row(option: click.Option) -> tuple[str, str, str]:

@@ -189,7 +189,7 @@ def _table(manifest: Manifest) -> str:
 
 def _latency(manifest: Manifest) -> str:
     bars = latency_bars(manifest)
-    lead = "Median time of a call; whisker: interval of the median; tick: 95th percentile; ~ noisy."
+    lead = "Median time of a call; whisker: interval of the median; tick: 95th percentile; ~ rough (see the end of the page)."
     return section("latency", "Latency", bars + throughput_table(manifest), lead) if bars else ""
 
 
@@ -280,8 +280,11 @@ def _honest(manifest: Manifest) -> list[str]:
             "Each variant ran alone in its own process with the others blocked, in turn over several rounds, warm-up left out; "
             "a speedup is the median of the rounds' ratios with a bootstrap interval."
         )
-    if any(m.noisy for m in measured):
-        notes.append("Rounds marked ~ disagreed more than a quiet machine's do: repeat on an idle machine before quoting those speeds.")
+    if any(words.rough(m, manifest) for m in measured):
+        notes.append(
+            "Times marked ~ are rough: the rounds disagreed more than a quiet machine's do, or the candidate did not reach the "
+            "final timing and was only timed quickly, beside the baseline of that moment. Trust their ratios more than their milliseconds."
+        )
     if manifest.chosen.evidence == "confirm":
         notes.append("The chosen candidate was compared on samples that the search never saw, so that searching many does not flatter it.")
     elif manifest.chosen.evidence == "search":

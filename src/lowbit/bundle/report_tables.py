@@ -51,7 +51,7 @@ def _row(manifest: Manifest, entry: CandidateEntry) -> str:
         change += f"<small>{escape(words.interval(entry.delta))}</small>"
     speedup = escape(words.times(speed.value if speed else None)) + (f"<small>{words.times(best.value)}</small>" if best else "")
     found = [words.at(entry, batch) for batch in manifest.policy.batch]
-    cells = [("~ " if m.noisy else "") + words.digits(m.latency_ms.p50) if m else words.NONE for m in found]
+    cells = [words.rough(m, manifest) + words.digits(m.latency_ms.p50) if m else words.NONE for m in found]
     cells += [words.size(entry.size_bytes), words.NONE if is_base else words.share(entry.agreement), words.size(entry.peak_memory_bytes)]
     html = [change, speedup, *(escape(cell) for cell in cells)]
     marks = (" chosen" if is_chosen else "") + (" reference" if is_base else "")
@@ -76,10 +76,9 @@ def latency_bars(manifest: Manifest) -> str:
             ms = m.latency_ms
             colour = "chosen" if entry.id == manifest.decision.chosen else kind(entry, manifest.baseline.id)
             drawn = charts.bar(ms.p50, ms.ci_low, ms.ci_high, ms.p95, top, colour)
-            noisy = "~ " if m.noisy else ""
             rows.append(
                 f'<li><span class="name">{breakable(entry.id)}</span><span class="plot">{drawn}</span>'
-                f'<span class="num">{noisy}{escape(words.milliseconds(ms.p50))}</span></li>'
+                f'<span class="num">{words.rough(m, manifest)}{escape(words.milliseconds(ms.p50))}</span></li>'
             )
         blocks.append(f'<div><h3>Batch {batch}</h3><ul class="rows">{"".join(rows)}</ul></div>')
     return f'<div class="columns">{"".join(blocks)}</div>' if blocks else ""

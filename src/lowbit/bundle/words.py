@@ -119,6 +119,12 @@ def at(entry: CandidateEntry, batch: int, streams: int = 1) -> MeasurementEntry 
     return next((m for m in entry.measurements if (m.batch, m.streams) == (batch, streams)), None)
 
 
+def rough(measurement: MeasurementEntry, manifest: Manifest) -> str:
+    """The mark of a time not to be quoted: noisy, or from the search's quick timing instead of the final one."""
+    final = max((m.rounds for m in manifest.baseline.measurements), default=0)
+    return "~ " if measurement.noisy or measurement.rounds < final else ""
+
+
 def main_batch(manifest: Manifest) -> int:
     """The batch size the headline speaks of: the smallest that was asked for."""
     return min(manifest.policy.batch, default=1)

@@ -50,6 +50,7 @@ def show_result(bundle: Bundle, form: str) -> None:
     console.print(
         candidate_table(sorted(candidates, key=lambda entry: order(entry, baseline_id)), verdicts, decision.chosen, console.width)
     )
+    console.print("~ rough: a noisy machine, or timed quickly in the search; trust the ratio more than the milliseconds\n", style="dim")
     console.print(Text.assemble((f"{decision.verdict}", COLOURS[decision.verdict]), ": ", (decision.chosen, "bold")))
     for reason in decision.reasons:
         console.print(f"  {reason}", markup=False)
@@ -79,6 +80,7 @@ def candidate_table(
 
     batches = sorted({entry.batch for candidate in candidates for entry in candidate.measurements if entry.streams == 1})
     metric = next((words.metric_name(entry.evidence.metric.name) for entry in candidates if entry.evidence), "metric")
+    final = max((entry.rounds for candidate in candidates for entry in candidate.measurements), default=0)
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("candidate", no_wrap=True)
     if width >= MEDIUM:
@@ -95,7 +97,7 @@ def candidate_table(
         value, change, interval = accuracy(candidate)
         if candidate.id == baseline_id:
             change, interval = "reference", ""
-        cells = [change if width < WIDE else f"{change} {interval}", *times(candidate, batches)]
+        cells = [change if width < WIDE else f"{change} {interval}", *times(candidate, batches, final)]
         cells = ([value] if width >= MEDIUM else []) + cells + ([words.size(candidate.size_bytes)] if width >= NARROW else [])
         table.add_row(name, *cells, Text(word, style=COLOURS.get(word, "dim")))
     return table
@@ -114,12 +116,13 @@ def accuracy(candidate: Candidate) -> tuple[str, str, str]:
     return words.metric_value(evidence.metric.name, evidence.metric.value), f"{words.signed(-delta.value)} {unit}", interval
 
 
-def times(candidate: Candidate, batches: Sequence[int]) -> list[str]:
-    """Latency and speedup at each batch size, as cells."""
+def times(candidate: Candidate, batches: Sequence[int], final: int) -> list[str]:
+    """Latency and speedup at each batch size, as cells; ~ where noisy or from fewer than the `final` rounds."""
     found = {entry.batch: entry for entry in candidate.measurements if entry.streams == 1}
     cells = []
     for batch in batches:
         entry = found.get(batch)
         ratio = f" {words.times(entry.speedup.value):>5}" if entry and entry.speedup else ""
-        cells.append(words.milliseconds(entry.latency_ms.p50) + ratio if entry else words.NONE)
+        mark = "~ " if entry and (entry.noisy or entry.rounds < final) else ""
+        cells.append(mark + words.milliseconds(entry.latency_ms.p50) + ratio if entry else words.NONE)
     return cells

@@ -31,6 +31,9 @@ from lowbit.types import Candidate
 HOPELESS = 3.0
 """Times the budget: beyond this, with the whole interval, a candidate is refused without seeing the rest of the samples."""
 
+GLANCE = 64
+"""Samples on which a candidate that is too slow anyway is looked at."""
+
 CALIBRATION_BATCH = 8
 
 
@@ -70,9 +73,11 @@ def try_candidate(context: Context, entry: Plan, quick: QuickTimes) -> Candidate
         artifact = make_artifact(context, entry)
         made = replace(blank, size_bytes=artifact_size(artifact), artifact=str(artifact.relative_to(context.store.out)))
         times = quick.of(entry, structure(entry.recipe), artifact)
+        made = replace(made, measurements=times)
         if reason := plainly_slow(times):
-            return replace(made, status="dropped", measurements=times, reasons=(reason,))
-        return evaluated(context, replace(made, measurements=times), artifact)
+            # A few samples still tell a slow candidate from a broken one, which a reader wants to know.
+            return replace(evaluated(context, made, artifact, most=GLANCE), status="dropped", reasons=(reason,))
+        return evaluated(context, made, artifact)
     except ModelError as error:
         need_space(context.store, 0)  # a full disk is no evidence against a candidate
         return replace(blank, status="failed", reasons=(error.message,))
@@ -113,10 +118,12 @@ def calibration(context: Context) -> CalibrationStats:
     return context.stats
 
 
-def evaluated(context: Context, candidate: Candidate, artifact: Path) -> Candidate:
-    """The candidate with its comparison on the search samples, or dropped on a part of them when it is plainly broken."""
+def evaluated(context: Context, candidate: Candidate, artifact: Path, most: int | None = None) -> Candidate:
+    """The candidate compared on the search samples (the first `most` of them), or dropped on a part when it is plainly broken."""
     context.reporter.note(f"Evaluating {candidate.id}")
     data, expected = context.split.search, context.outcomes["search"]
+    if most is not None:
+        data = data.subset(np.arange(min(most, len(data))))
 
     def hopeless(outcomes: Outcomes) -> bool:
         seen = compare(context.metric, expected.take(np.arange(outcomes.n)), outcomes, context.policy, hardest=False)
