@@ -14,8 +14,8 @@ test: $(VENV)/.dev  ## everything that needs no GPU and no network
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.dev  ## style and types
-	$(BIN)/ruff check src tests benchmarks examples
-	$(BIN)/ruff format --check src tests benchmarks examples
+	$(BIN)/ruff check src tests benchmarks examples docs
+	$(BIN)/ruff format --check src tests benchmarks examples docs/reference docs/images
 	$(BIN)/mypy
 
 bench: $(VENV)/.dev  ## the claims in benchmarks/, about ten minutes

@@ -86,7 +86,7 @@ def test_ship_says_quality_speed_over_both_and_size():
     assert (found.verdict, found.chosen) == ("ship", "int8@openvino")
     assert found.reasons[0] == "Small model."
     said = text(found.reasons)
-    assert "top1 is 0.8980 against the baseline's 0.9000: 0.20 pp worse (between 0.30 pp better and 0.70 pp worse, 95 %)" in said
+    assert "top-1 is 0.8980 against the baseline's 0.9000: 0.20 pp worse (between 0.30 pp better and 0.70 pp worse, 95 %)" in said
     assert "3.00x [2.94, 3.06] as fast as the baseline at batch 1" in said
     assert "at batch 8" in said
     assert "Over the fastest FP32 on any runtime it is 2.00x" in said
@@ -369,3 +369,13 @@ def test_judge_alone_matches_the_contract_words():
     assert judge(candidate("a@x"), POLICY, 1).verdict == "ship"
     assert judge(candidate("a@x", half=0.0099), POLICY, 1).verdict == "ship"
     assert judge(candidate("a@x", half=0.0101), POLICY, 1).verdict == "provisional"
+
+
+def test_among_equally_fast_unproved_candidates_the_one_that_loses_least_is_chosen():
+    """A small sample proves neither; the smaller file is no reason to take the riskier of two."""
+    from dataclasses import replace
+
+    lossy = candidate("int8@openvino", 0.009)
+    safe = replace(candidate("bf16@openvino", 0.0), size_bytes=4 * (lossy.size_bytes or 0))
+    found = decide(BASELINE, [replace(lossy, confirm=None), replace(safe, confirm=None)], POLICY)
+    assert (found.verdict, found.chosen) == ("provisional", "bf16@openvino")

@@ -116,7 +116,8 @@ def _pair(before: float | None, now: float) -> str:
 
 
 def _why(manifest: Manifest) -> str:
-    text = bullets(manifest.decision.reasons)
+    # The bar below says in a picture what this sentence says in words.
+    text = bullets([reason for reason in manifest.decision.reasons if "became wrong" not in reason])
     delta = manifest.chosen.delta
     if delta and delta.worse is not None and delta.better is not None and delta.worse + delta.better > 0:
         text += _flips(delta.worse, delta.better, delta.n)

@@ -44,4 +44,4 @@ def command(baseline: Path, candidate: Path, form: str, **options: Any) -> None:
         click.echo(
             f"  {entry.name} (n={entry.n}): {words.metric_value(name, entry.baseline)} → {words.metric_value(name, entry.candidate)}"
         )
-    click.echo(f"{verdict}: budget {policy.max_drop}")
+    click.echo(f"{verdict}: {results.MEANINGS[verdict].format(budget=policy.max_drop)}")

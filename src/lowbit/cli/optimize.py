@@ -42,7 +42,7 @@ def command(model: Path, data: str, form: str, max_latency: float | None, time_l
 
     \b
     lowbit optimize resnet50.onnx --data val/ --max-drop 1%
-    lowbit optimize fraud.onnx --data frauds.csv --max-drop 0.5pp --max-latency 60ms
+    lowbit optimize fraud.onnx --data transactions.csv --max-drop 0.5pp --max-latency 60ms
     """
     from lowbit.cli.live import reporter_for
     from lowbit.cli.show import show_result

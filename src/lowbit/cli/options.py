@@ -13,7 +13,7 @@ Command = Callable[..., Any]
 DASH = "\N{EN DASH}"
 
 
-class Numbers(click.ParamType[tuple[int, ...]]):
+class Numbers(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on only
     """Whole numbers separated by commas, e.g. 1,8."""
 
     name = "numbers"
@@ -27,7 +27,7 @@ class Numbers(click.ParamType[tuple[int, ...]]):
             self.fail(f"'{value}' is not a list of whole numbers, e.g. 1,8", param, ctx)
 
 
-class Duration(click.ParamType[float]):
+class Duration(click.ParamType):  # type: ignore[type-arg]
     """Seconds, from "60ms", "90s", "5m" or "1h"."""
 
     name = "duration"
@@ -74,7 +74,9 @@ def budget_options(command: Command) -> Command:
             click.option(
                 "--max-drop", default="1%", show_default=True, metavar="BUDGET", help="1pp: absolute points; 1%: of the baseline's value."
             ),
-            click.option("--confidence", type=float, default=0.95, show_default=True, help="Of the statement about the whole search."),
+            click.option(
+                "--confidence", type=float, default=0.95, show_default=True, help="Of the interval that must lie within the budget."
+            ),
             click.option("--threshold", type=float, metavar="SCORE", help="Binary models: the score from which they say yes."),
             click.option("--max-fpr-rise", metavar="POINTS", help="Binary models: allowed rise of the false-positive rate, e.g. 0.5pp."),
         ]

@@ -40,7 +40,7 @@ def show_result(bundle: Bundle, form: str) -> None:
 
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:
-        console.width = WIDE  # a pipe or a file has room for everything
+        console.width = 2 * WIDE  # a pipe or a file has room for everything
     decision = bundle.decision
     baseline_id = bundle.manifest.baseline.id
     verdicts: dict[str, Verdict] = {judgement.id: judgement.verdict for judgement in decision.judgements}

@@ -67,7 +67,7 @@ def _choose(
         return "ship", best, best
     if hopeful := of("provisional"):
         confirmed = [c for c in hopeful if c.confirm is not None]
-        best = preferred(confirmed or hopeful, baseline, policy)
+        best = preferred(confirmed or hopeful, baseline, policy, doubtful=True)
         return "provisional", best, best
     if recoverable := of("recover"):
         return "recover", source, min(recoverable, key=lambda c: (loss(c), c.id))

@@ -52,15 +52,24 @@ def speed(candidate: Candidate, baseline: Candidate, policy: Policy) -> float:
     return _geometric_mean([m.speedup.value for m in asked(candidate, policy) if m.speedup is not None])
 
 
-def preferred(pool: Iterable[Candidate], baseline: Candidate, policy: Policy) -> Candidate:
+def preferred(pool: Iterable[Candidate], baseline: Candidate, policy: Policy, *, doubtful: bool = False) -> Candidate:
     """The best of a pool that is not empty, whatever its order.
 
     Best by the objective; among equals (within 3 %) the smallest (within 10 %; for the size objective the fastest);
     then the one that loses least; then the baseline itself; then the first by name.
+
+    Args:
+        pool: What there is to choose from.
+        baseline: What gains are over.
+        policy: The objective.
+        doubtful: Nothing in the pool is proved: among equals what loses least goes before what is smaller.
     """
     left = list(pool)
     assert left, "nothing to choose from"
     left = _ties(left, [gain(c, baseline, policy) for c in left], TIE)
+    if doubtful:
+        least = min(loss(c) for c in left)
+        left = [c for c in left if loss(c) <= least]
     if policy.objective == "size":
         left = _ties(left, [speed(c, baseline, policy) for c in left], TIE)
     else:

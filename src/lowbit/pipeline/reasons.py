@@ -16,6 +16,8 @@ MOST_SAMPLES = 1_000_000
 NOTHING = 1.05
 """A speedup over the fastest FP32 below this is no gain of quantization."""
 
+QUIET = "Time it again on an idle machine before quoting its speed."
+
 
 def ship_reasons(chosen: Candidate, source: Candidate, baseline: Candidate, policy: Policy, finalists: int) -> tuple[str, ...]:
     """Quality, then speed over the baseline and over the fastest FP32, then size."""
@@ -150,7 +152,7 @@ def _settle(about: Candidate, evidence: Comparison, policy: Policy) -> list[str]
     for piece in damaged_slices(evidence, policy):
         steps.append(f"Look at slice '{piece.name}': calibrate with more of its samples, or keep serving it with the source model.")
     if any("noisy" in reason or "not timed" in reason for reason in _timing(about, policy)):
-        steps.append("Time it again on an idle machine.")
+        steps.append(QUIET)
     return steps
 
 
@@ -191,7 +193,7 @@ def _reviews(about: Candidate, evidence: Comparison) -> list[str]:
             f"KS distance {shift.ks:.3f}, and {say.percent(shift.low_tail)} lie below what was the lowest 5 %."
         )
     if any(m.noisy for m in about.measurements):
-        steps.append("Time it again on an idle machine before quoting its speed.")
+        steps.append(QUIET)
     return steps
 
 

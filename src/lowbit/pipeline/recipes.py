@@ -66,7 +66,7 @@ def recipes_for(model: Traits, *, nncf: bool) -> list[Recipe]:
     if model.transformer:
         found += [INT8_DYNAMIC]
         found += [INT8_NNCF] if nncf else []
-        found += [static(ranges, operators=MATRIX_OPERATORS, suffix="-matmul") for ranges in ("percentile", "mse", "minmax")]
+        found += [static(ranges, operators=MATRIX_OPERATORS, suffix="-matmul") for ranges in ("minmax", "percentile", "mse")]
         found += [static("minmax")]
     elif model.recurrent:
         found += [INT8_DYNAMIC, static("minmax", operators=MATRIX_OPERATORS, suffix="-matmul")]

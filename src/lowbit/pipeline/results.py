@@ -15,14 +15,19 @@ from lowbit.measure.compare import compare
 from lowbit.measure.metrics import Metric, metric_for
 from lowbit.measure.outcomes import Outcomes
 from lowbit.pipeline.evaluate import evaluate
+from lowbit.pipeline.judge import FAR, damaged_slices, guards, over_budget
 from lowbit.pipeline.reporting import Reporter
 from lowbit.pipeline.request import Data, Options, read_policy, read_preprocess
 from lowbit.runtimes import registry
 from lowbit.types import Comparison, Policy, TensorInfo, Tuning
 
 SCHEMA: Literal[1] = 1
-REVIEW = 3.0
-"""Over budget by more than this factor, a comparison says refuse instead of recover."""
+MEANINGS = {
+    "ship": "the whole interval lies within the budget of {budget}",
+    "provisional": "the estimate lies within the budget of {budget}, but not the whole interval, or a slice loses more",
+    "recover": "over the budget of {budget} by up to three times",
+    "refuse": "broken, or over the budget of {budget} by more than three times",
+}
 
 
 @dataclass(frozen=True)
@@ -181,8 +186,9 @@ def metric_of(scored: Scored) -> Metric:
 def verdict(comparison: Comparison, policy: Policy) -> str:
     """The accuracy half of the gate (docs/concepts/decision.md). Pure."""
     budget, delta = policy.max_drop.value, comparison.delta
-    if comparison.broken is not None or delta.value > REVIEW * budget:
+    if comparison.broken is not None or delta.value > FAR * budget:
         return "refuse"
-    if delta.ci_high <= budget and all(guard.ci_high <= (policy.max_fpr_rise or 0) for guard in comparison.guards.values()):
-        return "ship"
-    return "provisional" if delta.value <= budget else "recover"
+    if over_budget(comparison, policy):
+        return "recover"
+    sure = delta.ci_high <= budget and all(guard.ci_high <= limit for guard, limit in guards(comparison, policy).values())
+    return "ship" if sure and not damaged_slices(comparison, policy) else "provisional"
