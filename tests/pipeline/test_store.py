@@ -86,3 +86,30 @@ def test_a_copy_is_independent(tmp_path: Path) -> None:
     copy_whole(source, target)
     source.write_text("two")
     assert target.read_text() == "one"
+
+
+def test_force_deletes_nothing_but_what_a_run_writes(tmp_path: Path) -> None:
+    """Another's folder `model` stays where there is no journal of ours, and other files where there is one."""
+    (tmp_path / "model").mkdir()
+    with pytest.raises(UsageError, match=r"not empty \(model\)"):
+        open_store(tmp_path, "k", force=True)
+    assert (tmp_path / "model").is_dir()
+    (tmp_path / "model").rmdir()
+    open_store(tmp_path, "k").journal.append("start", key="k")
+    (tmp_path / "notes.txt").write_text("precious")
+    with pytest.raises(UsageError, match=r"not empty \(notes\.txt\)"):
+        open_store(tmp_path, "other", force=True)
+    assert (tmp_path / "notes.txt").read_text() == "precious"
+
+
+def test_force_starts_the_same_run_anew(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "out", "k")
+    store.journal.append("start", key="k")
+    assert list(open_store(store.out, "k", force=True).journal.events()) == []
+
+
+def test_a_damaged_journal_is_named(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "out", "k")
+    store.journal.path.write_bytes(b"{not json}\n")
+    with pytest.raises(UsageError, match="damaged"):
+        open_store(store.out, "k")

@@ -33,7 +33,7 @@ from lowbit.cli.options import Duration, Numbers, budget_options, data_options, 
 @click.option("--rounds", type=click.IntRange(3, 1000), default=12, show_default=True, help="Turns of each finalist in the final timing.")
 @click.option("--safety-critical", is_flag=True, help="A wrong answer can hurt someone: be told what that means here.")
 @click.option("--prune", is_flag=True, help="Keep only the artifact that ships, not every candidate's.")
-@click.option("--force", is_flag=True, help="Replace what another run left in --out.")
+@click.option("--force", is_flag=True, help="Start anew: replace what an earlier run left in --out.")
 @output
 def command(model: Path, data: str, form: str, max_latency: float | None, time_limit: float | None, **options: Any) -> None:
     """Find the smallest, fastest version of MODEL (.onnx) that stays within the accuracy budget here.

@@ -18,9 +18,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lowbit.errors import Interrupted
+from lowbit.errors import Interrupted, UsageError
 from lowbit.pipeline.decide import decide
 from lowbit.types import Candidate, Comparison, Decision, Energy, Measurement, Policy, Tuning
+
+SCHEMA = 1
+"""Part of every request's key: a journal in another form belongs to another run."""
 
 
 def encode(value: object) -> Any:
@@ -91,7 +94,10 @@ class Journal:
             for line in file:
                 if not line.endswith(b"\n"):
                     return  # torn by a crash: never acknowledged, so never happened
-                yield json.loads(line)
+                try:
+                    yield json.loads(line)
+                except ValueError as error:
+                    raise UsageError(f"'{self.path}' is damaged: {error}.", "Give another --out, or --force to start anew.") from error
 
     def mend(self) -> None:
         """Cuts off a torn last line, so that the next event starts on a line of its own."""

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
 
-from lowbit import __version__
 from lowbit.data import Dataset, Preprocess, Split, check_labels, open_data, split
 from lowbit.errors import UsageError, unknown
 from lowbit.graph.load import load_model, operator_counts
@@ -15,6 +14,7 @@ from lowbit.graph.nncf_writer import installed as nncf_installed
 from lowbit.measure.metrics import Metric, metric_for
 from lowbit.measure.race import FINAL
 from lowbit.pipeline.evaluate import call_batch
+from lowbit.pipeline.journal import SCHEMA as JOURNAL_SCHEMA
 from lowbit.pipeline.recipes import Traits, recipes_for, traits
 from lowbit.pipeline.store import request_key
 from lowbit.recipe import Recipe
@@ -110,7 +110,7 @@ def read_request(model: str | Path, data: Data, options: Options) -> Request:
         options.slices,
         [runtime.name for runtime in runtimes],
         [recipe.name for recipe in recipes],
-        __version__.rpartition(".")[0],
+        JOURNAL_SCHEMA,
     )
     return Request(source, samples, parts, metric, policy, runtimes, recipes, kinds, key, options)
 

@@ -68,7 +68,7 @@ def open_store(out: Path, key: str, *, force: bool = False) -> Store:
     Args:
         out: The output folder.
         key: Identifies the request (model, data, options that change evidence); see `request_key`.
-        force: Throw away what another run left there.
+        force: Throw away what an earlier run left there. Only what a run writes is deleted; other files make it refuse.
 
     Raises:
         UsageError: `out` is a file, cannot be written, holds another run's bundle, or things that are not lowbit's.
@@ -126,22 +126,20 @@ def discard(store: Store) -> None:
 
 def _check_owner(store: Store, key: str, force: bool) -> None:
     out = store.out
+    if force and store.journal.path.exists():  # without a journal, `model/` and the like are someone else's
+        discard(store)
+        out.mkdir(parents=True, exist_ok=True)
     first = next(store.journal.events(), None)
     if first is None:
-        foreign = [entry.name for entry in out.iterdir() if entry.name not in (".work", "journal.jsonl")]
-        if foreign and not force:
-            raise UsageError(f"'{out}' is not empty ({', '.join(sorted(foreign)[:3])}) and not a lowbit bundle.", "Give a new --out.")
-        return
-    if first.get("key") == key:
-        return
-    if not force:
+        foreign = sorted(entry.name for entry in out.iterdir() if entry.name not in (".work", "journal.jsonl"))
+        if foreign:
+            raise UsageError(f"'{out}' is not empty ({', '.join(foreign[:3])}) and not a lowbit bundle.", "Give a new --out.")
+    elif first.get("key") != key:
         model = first.get("source", {}).get("path", "unknown model")
         raise UsageError(
             f"'{out}' holds the bundle of another run ({model}): another model, other data or other options.",
             "Give another --out, or --force to replace it.",
         )
-    discard(store)
-    out.mkdir(parents=True, exist_ok=True)
 
 
 @contextmanager
