@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -13,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from cli_runner import lowbit
 from e2e_case import Case, make_case
 
 from lowbit import Bundle, optimize
 from lowbit.pipeline.journal import Journal, replay
-from lowbit.types import Policy
-from small_models import images, reference
+from small_models import cnn, images, reference
 
 RECIPES = ("fp32", "fp16", "int8-static-minmax", "int8-static-mse")
 
@@ -83,7 +84,7 @@ def test_no_path_of_this_machine_is_told(out: Path) -> None:
 
 
 def test_accuracy_is_what_onnx_itself_computes(case: Case, out: Path) -> None:
-    """The baseline's value against onnx's reference evaluator, on the very samples that confirmed."""
+    """The baseline's right answers against onnx's reference evaluator, up to those on samples that calibrated."""
     data = np.load(case.data)
     expected = reference(case.model, {"input.1": data["images"]})["logits"].argmax(1) == data["labels"]
     parts = events(out, "baseline")[0]["candidate"]
@@ -104,9 +105,10 @@ def test_the_decision_replays_from_the_journal(out: Path) -> None:
 
 
 def test_three_lines_run_it(out: Path) -> None:
-    session = Bundle.load(out).session()
-    outputs = session.run(images(3))
-    assert outputs["logits"].shape == (3, 10)
+    bundle = Bundle.load(out)
+    outputs = bundle.session().run(images(3))
+    expected = reference(out / bundle.manifest.model.artifact, {"input.1": images(3)})
+    np.testing.assert_allclose(outputs["logits"], expected["logits"], rtol=0.02, atol=0.05)
 
 
 def test_the_same_call_again_runs_nothing_again(case: Case, out: Path) -> None:
@@ -166,15 +168,65 @@ def test_out_of_time_decides_with_what_there_is(case: Case, tmp_path: Path) -> N
     assert isinstance(result.bundle.manifest.policy.time_limit_s, float)
 
 
-def test_prune_keeps_only_what_ships(case: Case, tmp_path: Path) -> None:
+def test_prune_keeps_only_what_ships_and_the_same_call_still_works(case: Case, tmp_path: Path) -> None:
     out = tmp_path / "b"
-    optimize(case.model, case.data, out=out, max_drop="5pp", recipes=("fp16",), runtimes=("onnxruntime",), rounds=3, prune=True)
-    assert not list((out / "candidates").rglob("*.onnx"))
+    options: dict[str, Any] = {"max_drop": "5pp", "recipes": ("fp16",), "runtimes": ("onnxruntime",), "rounds": 3, "prune": True}
+    first = optimize(case.model, case.data, out=out, **options)
+    kept = {file.parent.name for file in (out / "candidates").rglob("*.onnx")}
+    assert kept <= {first.decision.chosen}
     assert (out / "model" / "model.onnx").is_file()
-    assert Bundle.load(out).session().run(images(1))["logits"].shape == (1, 10)
+    again = optimize(case.model, case.data, out=out, **options)
+    assert again.decision == first.decision
+    assert again.bundle.session().run(images(1))["logits"].shape == (1, 10)
 
 
 def test_the_policy_is_what_was_asked(out: Path) -> None:
     policy = Bundle.load(out).manifest.policy
-    assert (policy.task, policy.metric, policy.max_drop) == ("classification", "top1", "5pp")
-    assert Policy.__dataclass_fields__.keys() >= {"objective", "batch"}
+    assert (policy.task, policy.metric, policy.max_drop, policy.batch) == ("classification", "top1", "5pp", (1, 8))
+
+
+def test_source_precision_is_tried_whatever_recipes_are_asked_for(case: Case, tmp_path: Path) -> None:
+    optimize(case.model, case.data, out=tmp_path / "b", max_drop="5pp", recipes=("fp16",), batch=(1,), rounds=3, time_limit_s=600)
+    ids = {entry["id"] for entry in manifest(tmp_path / "b")["candidates"]}
+    assert {"fp32@openvino", "fp32-tuned@onnxruntime"} <= ids
+
+
+def test_the_command_line_prints_json_alone_and_tells_no_paths(
+    case: Case, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With NNCF, which likes to print, and with absolute paths in the command."""
+    out = tmp_path / "bundle"
+    recipes = ["--recipe", "int8-nncf"] if importlib.util.find_spec("nncf") else []
+    options = ["--output", "json", "--rounds", "3", "--batch", "1", *recipes]
+    shell = lowbit(capfd, monkeypatch, "optimize", case.model, "--data", case.data, "--out", out, *options)
+    assert shell.code == 0, shell.err
+    assert json.loads(shell.out)["decision"] == manifest(out)["decision"]
+    for file in out.rglob("*"):
+        if file.suffix in (".json", ".jsonl", ".html", ".md", ".yaml"):
+            assert str(tmp_path) not in file.read_text(), file
+
+
+def test_a_model_with_a_fixed_batch(tmp_path: Path) -> None:
+    """Calibration, evaluation and timing all feed its own batch size; the last batch is filled up."""
+    case = make_case(tmp_path, n=203)
+    cnn(case.model, batch=8)
+    result = optimize(case.model, case.data, out=tmp_path / "b", max_drop="10pp", recipes=("int8-static-minmax",), rounds=3)
+    found = result.bundle.manifest
+    assert found.policy.batch == (8,)
+    assert {entry.status for entry in found.candidates} <= {"done", "dropped"}
+    assert found.baseline.search is not None
+    assert found.baseline.search.metric.value == pytest.approx(0.9, abs=0.07)
+
+
+def test_weights_beside_the_model_come_along(tmp_path: Path) -> None:
+    case = make_case(tmp_path, n=200)
+    (tmp_path / "ext" / "w").mkdir(parents=True)
+    model = tmp_path / "ext" / "model.onnx"
+    onnx.save_model(onnx.load(case.model), model, save_as_external_data=True, location="w/weights.bin", size_threshold=0)
+    result = optimize(model, case.data, out=tmp_path / "b", max_drop="10pp", recipes=("fp16",), runtimes=("onnxruntime",), rounds=3)
+    assert (tmp_path / "b" / "baseline" / "w" / "weights.bin").is_file()
+    bundle = Bundle.load(tmp_path / "b")
+    expected = reference(case.model, {"input.1": images(2)})["logits"]
+    np.testing.assert_allclose(bundle.session(candidate="fp32@onnxruntime").run(images(2))["logits"], expected, rtol=1e-4, atol=1e-4)
+    chosen = {file.name for file in (tmp_path / "b" / "model").rglob("*") if file.is_file()}
+    assert chosen == ({"model.onnx"} if result.decision.chosen.startswith("fp16") else {"model.onnx", "weights.bin"})

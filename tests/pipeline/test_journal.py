@@ -58,8 +58,7 @@ def whole_run(path: Path) -> Journal:
     """A run from start to finish, as its events."""
     journal = Journal(path)
     journal.append("start", key="k", policy=POLICY, source={"path": "m.onnx"})
-    journal.append("baseline", candidate=BASELINE)
-    journal.append("advice", advice=["Small."])
+    journal.append("baseline", candidate=BASELINE, advice=["Small."])
     for name, drop, speedup in (("a", 0.001, 3.0), ("b", 0.05, 4.0), ("c", 0.002, 2.0)):
         journal.append("candidate", candidate=candidate(name, drop, speedup))
     journal.append("tuned", id="a@openvino", tuning=Tuning(fixed_shape=True))
@@ -68,10 +67,16 @@ def whole_run(path: Path) -> Journal:
     journal.append("confirmed", id="c@openvino", comparison=comparison(0.002, 0.004))
     speedups = {"a@openvino": 3.1, "c@openvino": 2.1}
     results = [
-        {"id": name, "measurements": [encode(measured(batch, value)) for batch in (1, 8)], "peak_memory_bytes": 1, "energy": None}
+        {
+            "id": name,
+            "measurements": [encode(measured(batch, value)) for batch in (1, 8)],
+            "peak_memory_bytes": 1,
+            "energy": None,
+            "errors": [],
+        }
         for name, value in speedups.items()
     ]
-    journal.append("measured", raced=["a@openvino", "c@openvino"], results=results)
+    journal.append("measured", raced=[{"id": name} for name in speedups], results=results)
     return journal
 
 
@@ -144,3 +149,20 @@ def test_later_evidence_replaces_earlier() -> None:
     apply(state, {"event": "candidate", "candidate": encode(candidate("a", 0.5, 1.0))})
     apply(state, {"event": "candidate", "candidate": encode(candidate("a", 0.001, 3.0))})
     assert state.candidates["a@openvino"].search == comparison(0.001, 0.004)
+
+
+def test_a_finalist_that_fails_in_the_final_timing_does_not_ship(tmp_path: Path) -> None:
+    """Its quick times from the search are no evidence any more."""
+    journal = whole_run(tmp_path / "journal.jsonl")
+    failed = {"id": "a@openvino", "measurements": [], "peak_memory_bytes": None, "energy": None, "errors": ["Failed: killed."]}
+    times = [encode(measured(batch, 2.1)) for batch in (1, 8)]
+    fine = {"id": "c@openvino", "measurements": times, "peak_memory_bytes": 1, "energy": None, "errors": []}
+    journal.append("measured", raced=[], results=[failed, fine])
+    decision = replay(journal.path)
+    assert (decision.verdict, decision.chosen) == ("ship", "c@openvino")
+
+
+def test_a_new_candidate_reopens_the_choice_of_finalists(tmp_path: Path) -> None:
+    journal = whole_run(tmp_path / "journal.jsonl")
+    journal.append("candidate", candidate=candidate("d", 0.0, 5.0))
+    assert read_state(journal).finalists == ()

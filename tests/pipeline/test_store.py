@@ -8,12 +8,18 @@ from pathlib import Path
 import pytest
 
 from lowbit.errors import UsageError
-from lowbit.pipeline.store import copy_whole, link_or_copy, locked, open_store, request_key
+from lowbit.pipeline.store import Store, claimed, copy_whole, link_or_copy, request_key
+
+
+def open_store(out: Path, key: str, *, force: bool = False) -> Store:
+    """Claims a folder for a moment."""
+    with claimed(out, key, force=force) as store:
+        return store
 
 
 def test_a_new_folder_is_claimed_and_found_again(tmp_path: Path) -> None:
-    store = open_store(tmp_path / "new" / "deep", "k")
-    store.journal.append("start", key="k")
+    with claimed(tmp_path / "new" / "deep", "k") as store:
+        store.journal.append("start", key="k")
     assert open_store(store.out, "k").journal.path == store.journal.path
 
 
@@ -57,12 +63,19 @@ def test_another_runs_bundle_is_kept_unless_forced(tmp_path: Path) -> None:
     assert not (open_store(store.out, "second", force=True).out / "bundle.json").exists()
 
 
-def test_one_run_at_a_time(tmp_path: Path) -> None:
-    store = open_store(tmp_path / "out", "k")
-    with locked(store), pytest.raises(UsageError, match="Another lowbit run"), locked(open_store(store.out, "k")):
-        pass
-    with locked(store):
-        pass
+def test_one_run_at_a_time_also_with_force(tmp_path: Path) -> None:
+    with claimed(tmp_path / "out", "k") as store:
+        store.journal.append("start", key="k")
+        with pytest.raises(UsageError, match="Another lowbit run"):
+            open_store(store.out, "k", force=True)
+        assert store.journal.path.exists()
+    open_store(tmp_path / "out", "k")
+
+
+def test_a_claim_without_a_journal_leaves_no_trace(tmp_path: Path) -> None:
+    with claimed(tmp_path / "out", "k") as store:
+        store.work.rmdir()
+    assert not (tmp_path / "out").exists()
 
 
 def test_keys_tell_requests_apart() -> None:

@@ -57,7 +57,7 @@ def candidate_entry(candidate: Candidate, judgement: Judgement | None) -> Candid
         raw[name] = raw[raw["evidence"]][name] if evidence else None
     raw["slices"] = raw[raw["evidence"]]["slices"] if evidence else ()
     raw["agreement"] = evidence.agreement if evidence and math.isfinite(evidence.agreement) else None
-    return CandidateEntry.model_validate(_without_paths(raw))
+    return CandidateEntry.model_validate(without_paths(raw))
 
 
 def candidate_of(entry: CandidateEntry) -> Candidate:
@@ -147,8 +147,8 @@ def build_manifest(
     }
     return Manifest.model_validate(
         {
-            **_without_paths(raw),
-            "data": _without_paths(data.model_dump()),
+            **without_paths(raw),
+            "data": without_paths(data.model_dump()),
             "environment": environment,
             "policy": policy_entry(policy),
             "baseline": candidate_entry(baseline, judged.get(baseline.id)),
@@ -169,7 +169,7 @@ def file_entries(folder: Path, paths: Iterable[str]) -> tuple[FileEntry, ...]:
     return tuple(
         FileEntry(path=file.relative_to(folder).as_posix(), sha256=digest(file), size_bytes=file.stat().st_size)
         for file in found
-        if file.is_file()
+        if file.is_file() and not file.name.startswith(".")  # what a killed run was writing
     )
 
 
@@ -189,12 +189,12 @@ _CANDIDATE = TypeAdapter(Candidate)
 _PATH = re.compile(r"(?<![\w./-])(?:(?:file://)?/(?P<root>\w[\w.-]*)|~(?=/)|[A-Za-z]:\\|\\\\)(?P<rest>[^\s'\"`,;:()\[\]<>]*)")
 
 
-def _without_paths(value: Any) -> Any:
+def without_paths(value: Any) -> Any:
     """The same with every absolute path in every string cut to its base name."""
     if isinstance(value, Mapping):
-        return {key: _without_paths(item) for key, item in value.items()}
+        return {key: without_paths(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return tuple(_without_paths(item) for item in value)
+        return tuple(without_paths(item) for item in value)
     if not isinstance(value, str) or not re.search(r"[/\\~]", value):
         return value
     # Home and working folder first: they may contain spaces, and the home's base name is the user's.

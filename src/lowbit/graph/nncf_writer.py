@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import logging
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from lowbit.quiet import no_telemetry
@@ -32,12 +34,13 @@ def write_nncf(prepared: Path, out: Path, feeds: Sequence[Feeds], *, transformer
     import onnx
 
     nncf.set_log_level(logging.ERROR)
-    quantized = nncf.quantize(
-        onnx.load_model(prepared),
-        nncf.Dataset(list(feeds)),
-        subset_size=min(len(feeds), SUBSET),
-        model_type=nncf.ModelType.TRANSFORMER if transformer else None,
-    )
+    with redirect_stdout(io.StringIO()):  # its progress bars do not belong into our output
+        quantized = nncf.quantize(
+            onnx.load_model(prepared),
+            nncf.Dataset(list(feeds)),
+            subset_size=min(len(feeds), SUBSET),
+            model_type=nncf.ModelType.TRANSFORMER if transformer else None,
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
     onnx.save_model(quantized, out)
     return out

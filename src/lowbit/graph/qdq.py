@@ -18,8 +18,6 @@ from lowbit.recipe import Recipe
 RangeOf = Callable[[str], tuple[float, float] | None]
 """Tensor name -> (low, high) in real units, or None for a tensor that was not observed."""
 
-MATRIX_OPERATORS = ("Conv", "Gemm", "MatMul")
-
 
 def write_static(prepared: Path, out: Path, recipe: Recipe, range_of: RangeOf) -> Path:
     """Quantizes weights and activations by `recipe` and writes a QDQ model.

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from lowbit.errors import DataError, UsageError, unknown
-from lowbit.measure.observe import CustomObserver, Observed, Outputs
-from lowbit.measure.statistics import R2, MacroF1, Mean, RelativeError, RocAuc, RootMean, Spearman, Statistic
+from lowbit.measure.observe import CustomObserver, Observed, Outputs, VectorObserver
+from lowbit.measure.statistics import R2, MacroF1, Mean, RelativeError, RocAuc, RootMean, Spearman, Statistic, pair_numbers
 from lowbit.measure.tasks import Observer, check_classes, fidelity_metric, main_output, observer_for, task_of, width_of
 from lowbit.types import Array, Budget, Policy, TensorInfo
 
@@ -64,8 +64,30 @@ class Metric:
     def measurable(self, columns: Mapping[str, Array]) -> bool:
         """True when the columns hold what this metric needs."""
         if isinstance(self.statistic, Spearman):
-            return "label" in columns and ("score" in columns or "vector" in columns)
+            return "label" in columns and ("score" in columns or ("vector" in columns and _in_pairs(columns)))
         return all(name in columns for name in self.statistic.needs)
+
+    def groups(self, labels: Array | None) -> Array | None:
+        """Which samples must stay together when the data is split: the number of every sample's pair, int64 [N].
+
+        Args:
+            labels: All labels of the data set; None where there are none.
+
+        Returns:
+            None where every sample stands for itself.
+
+        Raises:
+            DataError: the metric is about pairs, and the samples do not come in pairs (see `pair_numbers`).
+        """
+        twins = isinstance(self.observer, VectorObserver) and self.observer.second is not None
+        if self.task != "embedding" or labels is None or twins:
+            return None
+        try:
+            return pair_numbers(labels)
+        except DataError:
+            if isinstance(self.statistic, Spearman):
+                raise
+            return None  # the metric looks at single samples; the rank correlation is not shown beside it
 
 
 @dataclass(frozen=True)
@@ -119,7 +141,7 @@ def metric_for(
 
     Raises:
         UsageError: an unknown task or metric, or a metric that does not belong to the task.
-        DataError: labels are missing, out of range, or all of one class.
+        DataError: labels are missing, out of range, all of one class, or not in pairs where the metric is about pairs.
     """
     if task is not None and task not in TASKS:
         raise unknown("task", task, TASKS)
@@ -140,6 +162,7 @@ def metric_for(
         assert labels is not None
         check_classes(outputs, labels, name)
     metric = _metric(name, task, observer_for(task, name, outputs, labels, sample))
+    metric.groups(labels)  # what does not come in pairs is refused now, not in the middle of the work
     return task, metric, tuple(other for other in companions(metric) if _fits(other.name, outputs, labels))
 
 
@@ -163,6 +186,13 @@ def companions(metric: Metric) -> tuple[Metric, ...]:
     """The other metrics of the same task, from the same columns; ask `measurable` which of them the columns allow."""
     task = "fidelity" if metric.task == "custom" else metric.task
     return tuple(_metric(name, task, metric.observer) for name in _names(task, primary=False) if name != metric.name)
+
+
+def _in_pairs(columns: Mapping[str, Array]) -> bool:
+    try:
+        return len(Spearman().units(columns)["label"]) > 0
+    except DataError:
+        return False
 
 
 def recall(metric: Metric) -> Metric:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,22 +57,37 @@ class Outcomes:
         return Outcomes({name: values[rows] for name, values in self.columns.items()})
 
     def save(self, path: Path) -> None:
-        """Writes a compressed .npz (no pickle)."""
-        with path.open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **dict(self.columns))
+        """Writes a compressed .npz (no pickle), whole or not at all: to a temporary file beside it that is renamed.
+
+        Raises:
+            OSError: the disk is full or the folder cannot be written to; nothing was changed.
+        """
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                np.savez_compressed(file, allow_pickle=False, **dict(self.columns))
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).chmod(0o644)  # mkstemp's 0600 would keep others from reading it
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
 
     @classmethod
     def load(cls, path: Path) -> Outcomes:
         """Reads what `save` wrote.
 
         Raises:
-            DataError: no such file, or not such a file.
+            DataError: no such file, a damaged one, or not such a file.
         """
         try:
             with np.load(path, allow_pickle=False) as archive:
                 columns = {name: archive[name] for name in archive.files}
-        except (OSError, ValueError, EOFError) as error:
-            raise DataError(f"'{path.name}' holds no per-sample outcomes: {error}", "Evaluate the model again.") from error
-        if len({len(values) for values in columns.values()}) != 1:
+            lengths = {len(values) for values in columns.values()}
+        except Exception as error:  # zipfile, zlib and numpy raise a dozen kinds for a damaged archive
+            why = f"{type(error).__name__}: {error}"
+            raise DataError(f"'{path.name}' holds no per-sample outcomes ({why}).", "Evaluate the model again.") from error
+        if len(lengths) != 1:
             raise DataError(f"'{path.name}' holds no per-sample outcomes: its columns differ in length.", "Evaluate the model again.")
         return cls(columns)

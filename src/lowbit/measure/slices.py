@@ -21,6 +21,9 @@ FEWEST = 10
 def slice_rows(columns: Mapping[str, Array], extra: Mapping[str, Array], hardest: bool) -> dict[str, Array]:
     """Name -> rows (positions) of every slice.
 
+    Equally hard samples are taken in their order, which is the content hashes' (`lowbit.data.splits`), so that neither the
+    source's order nor its classes decide which of them belong to the hardest tenth.
+
     Args:
         columns: The baseline's outcomes: what is hard is the baseline's to say.
         extra: Column name -> values [n] of the data set.
@@ -72,12 +75,24 @@ def _bounds(delta: DeltaAt) -> IntervalAt:
 
 
 def _hardness(columns: Mapping[str, Array]) -> Array | None:
-    """How hard each sample is for the baseline: its smallest lead, its largest error, its lowest score; None if all are equal."""
-    hardness: Array | None = None
-    if "custom" in columns:
+    """How hard each sample is for the baseline: its lowest score, its smallest lead, its largest error; None if nothing tells.
+
+    A user's own score that is 0 or 1 does not rank samples: the hardest by it are all wrong already, and a candidate can only
+    be better on them. The same goes for any score of which a whole tenth has the lowest value. The lead of the largest
+    probability tells then, where the outputs look like classes.
+    """
+    if "custom" in columns and _ranks(columns["custom"]):
         hardness = -columns["custom"]
     elif "margin" in columns:
         hardness = -columns["margin"]
     elif "error2" in columns:
         hardness = columns["error2"]
-    return None if hardness is None or not len(hardness) or float(np.ptp(hardness)) == 0 else hardness
+    else:
+        return None
+    return hardness if len(hardness) and float(np.ptp(hardness)) > 0 else None
+
+
+def _ranks(scores: Array) -> bool:
+    """Whether scores tell hard samples from the hardest ones."""
+    worst = int((scores == scores.min()).sum()) if len(scores) else 0
+    return worst < max(len(scores) // 10, 2) and not np.isin(scores, (0, 1)).all()

@@ -172,7 +172,8 @@ class Spearman:
     """Rank correlation of the cosine of two embeddings with the similarity a person gave the pair, as `scipy.stats.spearmanr`.
 
     A pair is two consecutive samples that both carry the pair's score, two samples that carry the same number in
-    `pair`, or one sample where the model itself has two outputs (`score`).
+    `pair`, or one sample where the model itself has two outputs (`score`). Samples without a partner are left out:
+    at the end of a part that is only seen to its middle, or where the partner could not be read.
     """
 
     needs: tuple[str, ...] = ("label",)
@@ -208,21 +209,53 @@ def cosine(first: Array, second: Array) -> Array:
     return np.where(both_zero, 1.0, np.einsum("nd,nd->n", a, b) / np.maximum(norms, TINY))
 
 
+def pair_numbers(labels: Array) -> Array:
+    """The number of every sample's pair, int64 [N], from all labels of a data set.
+
+    Args:
+        labels: [N], where samples 2i and 2i + 1 are a pair and carry one similarity, or [N, 2]: the pair's number and its
+            similarity, in any order. In [N, 2] a sample may be without its partner, which then counts for nothing.
+
+    Raises:
+        DataError: the samples do not come in pairs.
+    """
+    given = np.asarray(labels, np.float64).reshape(len(labels), -1)
+    if given.shape[1] > 2:
+        raise DataError(f"Labels of shape {list(np.shape(labels))} are no similarities of pairs.", _PAIRS)
+    if given.shape[1] == 1:
+        if len(given) % 2:
+            raise DataError(f"{len(given)} samples are no pairs of consecutive ones: their number is odd.", _PAIRS)
+        _pairs({"label": given[:, 0]})
+        return np.arange(len(given), dtype=np.int64) // 2
+    names, numbers, sizes = np.unique(given[:, 0], return_inverse=True, return_counts=True)
+    if (sizes > 2).any():
+        many = int(np.argmax(sizes > 2))
+        raise DataError(f"Pair number {names[many]:g} is carried by {sizes[many]} samples; a pair is two.", _PAIRS)
+    first, second = _pairs({"pair": numbers, "label": given[:, 1]})
+    if not len(first):
+        raise DataError("No two samples share a pair number.", _PAIRS)
+    if len(torn := np.flatnonzero(given[first, 1] != given[second, 1])):
+        one, other = given[first[torn[0]]], given[second[torn[0]]]
+        raise DataError(f"The two samples of pair {one[0]:g} carry different similarities, {one[1]:g} and {other[1]:g}.", _PAIRS)
+    return numbers.astype(np.int64)
+
+
+_PAIRS = (
+    "Give labels [N, 2]: the pair's number and its similarity, the same for both samples of a pair; then order does not matter. "
+    "Labels [N] work where samples 1 and 2, 3 and 4, … are the pairs and none is left out (--limit tears pairs)."
+)
+
+
 def _pairs(columns: Columns) -> tuple[Array, Array]:
-    """Positions of the first and the second sample of each pair."""
+    """Positions of the first and the second sample of each pair; samples without a partner are in neither."""
     if "pair" in columns:
         order = np.argsort(columns["pair"], kind="stable")
         same = np.flatnonzero(np.diff(columns["pair"][order]) == 0)
-        if not len(same):
-            raise DataError("No two samples share a pair number.", "Give labels [N, 2]: the pair's number and its similarity.")
         return order[same], order[same + 1]
     label = columns["label"]
     even = np.arange(0, len(label) - 1, 2)
-    if len(label) % 2 or not np.array_equal(label[even], label[even + 1]):
-        raise DataError(
-            "The samples do not come in pairs: two consecutive ones must carry the same similarity.",
-            "Give labels [N, 2] instead (the pair's number and its similarity), so that order does not matter.",
-        )
+    if not np.array_equal(label[even], label[even + 1]):
+        raise DataError("The samples do not come in pairs: two consecutive ones must carry the same similarity.", _PAIRS)
     return even, even + 1
 
 

@@ -94,6 +94,6 @@ def keep_source(context: Context) -> Path:
     artifact = context.store.out / "baseline" / "model.onnx"
     if not artifact.exists():
         for file in external_files(context.model.path):
-            copy_whole(file, artifact.parent / file.name)
+            copy_whole(file, artifact.parent / file.relative_to(context.model.path.parent))
         copy_whole(context.model.path, artifact)
     return artifact

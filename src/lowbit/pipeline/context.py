@@ -7,15 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
+from lowbit.bundle.manifest import without_paths
 from lowbit.data.dataset import Dataset
 from lowbit.data.splits import Split
 from lowbit.measure.metrics import Metric
 from lowbit.measure.outcomes import Outcomes
 from lowbit.measure.race import FINAL
 from lowbit.pipeline.calibrate import CalibrationStats
-from lowbit.pipeline.evaluate import Reference, call_batch
+from lowbit.pipeline.evaluate import Reference, call_batch, repeated
 from lowbit.pipeline.journal import State, apply, encode
 from lowbit.pipeline.reporting import Reporter
 from lowbit.pipeline.store import Store
@@ -43,6 +42,7 @@ class Context:
         store: The output folder.
         reporter: Who is watching.
         deadline: `time.monotonic()` at which to stop searching, None for never.
+        end: `time.monotonic()` by which everything should be done, None for never.
         prune: Keep only the artifact that ships.
         rounds: Turns of each variant in the final timing.
     """
@@ -58,6 +58,7 @@ class Context:
     store: Store
     reporter: Reporter
     deadline: float | None = None
+    end: float | None = None
     prune: bool = False
     rounds: int = FINAL["rounds"]
     state: State = field(default_factory=State)
@@ -66,10 +67,11 @@ class Context:
     outcomes: dict[str, Outcomes] = field(default_factory=dict)
     race_feeds: dict[int, Feeds] = field(default_factory=dict)
     feeds: list[Feeds] = field(default_factory=list)
+    cut_short: bool = False
 
     def record(self, event: str, **fields: Any) -> None:
         """Writes an event in the journal, then lets it take effect: what is acted on is always on disk."""
-        plain = {name: _encoded(value) for name, value in fields.items()}
+        plain = without_paths({name: _encoded(value) for name, value in fields.items()})
         self.store.journal.append(event, **plain)
         apply(self.state, {"event": event, **plain})
 
@@ -82,18 +84,21 @@ class Context:
         return self.part(name).slices
 
     def out_of_time(self) -> bool:
-        return self.deadline is not None and time.monotonic() >= self.deadline
+        """True from the deadline on; remembers that the run was cut short."""
+        over = self.deadline is not None and time.monotonic() >= self.deadline
+        self.cut_short = self.cut_short or over
+        return over
 
-    def batches(self) -> tuple[int, ...]:
-        """The asked batch sizes; only the model's own where that is fixed."""
-        own = call_batch(self.model.inputs, 0)
-        return (own,) if own else self.policy.batch
+    @property
+    def fixed_batch(self) -> int:
+        """The model's own batch size, 0 where any number of samples can be fed."""
+        return call_batch(self.model.inputs, 0)
 
     def sample(self, batch: int) -> Feeds:
         """`batch` real samples for timing, repeated where the data has fewer."""
         if batch not in self.race_feeds:
             first = next(iter(self.split.search.batches(batch))).feeds
-            self.race_feeds[batch] = {name: _repeated(values, batch) for name, values in first.items()}
+            self.race_feeds[batch] = {name: repeated(values, batch) for name, values in first.items()}
         return self.race_feeds[batch]
 
     def calibration_feeds(self, limit: int = 300) -> list[Feeds]:
@@ -106,10 +111,6 @@ class Context:
                 if len(self.feeds) == limit:
                     break
         return self.feeds
-
-
-def _repeated(values: Array, count: int) -> Array:
-    return np.concatenate([values] * -(-count // len(values)))[:count]
 
 
 def _encoded(value: Any) -> Any:

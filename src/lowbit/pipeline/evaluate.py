@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
+import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from lowbit.data.dataset import Dataset
-from lowbit.errors import RunError
+from lowbit.errors import DataError, RunError
 from lowbit.measure.metrics import Metric
 from lowbit.measure.outcomes import Outcomes
 from lowbit.runtimes.base import Session
@@ -33,11 +34,13 @@ class Reference:
     def write(self, rows: Array, outputs: dict[str, Array]) -> None:
         for index, (name, values) in enumerate(outputs.items()):
             if name not in self.arrays:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                shape = (self.size, *values.shape[1:])
-                self.arrays[name] = np.lib.format.open_memmap(self.folder / f"{index}.npy", mode="w+", dtype=values.dtype, shape=shape)
-            if values.shape[1:] == self.arrays[name].shape[1:]:
-                self.arrays[name][rows] = values
+                self.arrays[name] = _on_disk(self.folder / f"{index}.npy", (self.size, *values.shape[1:]), values.dtype)
+            if values.shape[1:] != self.arrays[name].shape[1:]:
+                raise DataError(
+                    f"Output '{name}' changes its shape between batches ({list(values.shape[1:])}, {list(self.arrays[name].shape[1:])}).",
+                    "Pad all samples to one length, so that answers can be compared.",
+                )
+            self.arrays[name][rows] = values
 
     def rows(self, rows: Array) -> dict[str, Array]:
         return {name: np.asarray(values[rows]) for name, values in self.arrays.items()}
@@ -47,6 +50,19 @@ class Reference:
         for file in self.folder.glob("*.npy"):
             with suppress(OSError):
                 file.unlink()
+
+
+def _on_disk(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """A memory-mapped array whose space is taken at once: a write to a map on a full disk kills the process.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    with path.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
 
 
 def call_batch(inputs: tuple[TensorInfo, ...], wanted: int = BATCH) -> int:
@@ -60,6 +76,7 @@ def evaluate(
     data: Dataset,
     metric: Metric,
     *,
+    size: int | None = None,
     reference: Reference | None = None,
     record: Reference | None = None,
     stop: Stop | None = None,
@@ -71,6 +88,7 @@ def evaluate(
         session: An open session.
         data: Samples; labels where the metric needs them.
         metric: What to observe per sample.
+        size: Samples per call; the model's own or BATCH where not given.
         reference: FP32 outputs to compare with, for agreement and fidelity.
         record: Where to keep this session's outputs, when it is the FP32 one.
         stop: Asked now and then with the outcomes so far; True ends the evaluation early.
@@ -79,7 +97,7 @@ def evaluate(
     Raises:
         RunError: the runtime failed on a batch.
     """
-    size = call_batch(session.inputs)
+    size = size or call_batch(session.inputs)
     parts: list[dict[str, Array]] = []
     done, next_look = 0, 256
     for position, batch in _positions(data, size):
@@ -100,19 +118,21 @@ def evaluate(
 
 def run_padded(session: Session, feeds: Feeds, size: int) -> dict[str, Array]:
     """Runs a batch; a short last batch is padded for models whose batch size is fixed, and the padding cut off again."""
-    count = len(next(iter(feeds.values())))
-    if count < size and call_batch(session.inputs) == size and not _open_batch(session.inputs):
-        repeats = math.ceil(size / count)
-        feeds = {name: np.concatenate([values] * repeats)[:size] for name, values in feeds.items()}
+    count = fed = len(next(iter(feeds.values())))
+    if count < size and call_batch(session.inputs, 0) == size:
+        feeds, fed = {name: repeated(values, size) for name, values in feeds.items()}, size
     outputs = session.run(feeds)
-    for name, values in outputs.items():
-        if values.ndim == 0 or len(values) < count:
-            raise RunError(f"Output '{name}' has shape {values.shape} for {count} samples: its first axis is not the batch.")
-    return {name: values[:count] for name, values in outputs.items()}
+    # Outputs without a row per sample (a loss, flattened boxes) are no one's prediction; the metric says if it misses one.
+    kept = {name: values[:count] for name, values in outputs.items() if values.ndim and len(values) == fed}
+    if not kept:
+        shapes = ", ".join(f"'{name}' {list(values.shape)}" for name, values in outputs.items())
+        raise RunError(f"No output has a row for each of {fed} samples: {shapes}.", "Export the model with the batch as first axis.")
+    return kept
 
 
-def _open_batch(inputs: tuple[TensorInfo, ...]) -> bool:
-    return bool(inputs and inputs[0].shape) and not isinstance(inputs[0].shape[0], int)
+def repeated(values: Array, count: int) -> Array:
+    """The first `count` rows of the values written one after the other again and again."""
+    return np.concatenate([values] * -(-count // len(values)))[:count]
 
 
 def _positions(data: Dataset, size: int) -> Iterator[tuple[Array, Batch]]:

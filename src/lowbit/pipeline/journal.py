@@ -4,7 +4,7 @@ One JSON object a line, flushed to disk before the search goes on, so that `kill
 step that was running. A torn last line (the machine died while writing) is ignored. Later events
 about a candidate replace earlier ones, so an interrupted and resumed journal reads like a whole one.
 
-Events: start, baseline, advice, candidate, tuned, finalists, confirmed, measured, decided, interrupted.
+Events: start, baseline, candidate, tuned, finalists, confirmed, measured, decided, interrupted.
 """
 
 from __future__ import annotations
@@ -126,8 +126,9 @@ class State:
         candidates: By id, in the order they were first finished.
         tuned: Ids whose tuning has been searched.
         finalists: Ids chosen to be confirmed; empty until then.
-        raced: Ids that were timed together in the final race.
+        raced: Who was timed together in the final race, with which tuning and how many rounds.
         decision: The last decision written.
+        complete: It was not cut short by a time limit.
     """
 
     start: dict[str, Any] = field(default_factory=dict)
@@ -136,8 +137,9 @@ class State:
     candidates: dict[str, Candidate] = field(default_factory=dict)
     tuned: dict[str, Tuning] = field(default_factory=dict)
     finalists: tuple[str, ...] = ()
-    raced: tuple[str, ...] = ()
+    raced: list[dict[str, Any]] = field(default_factory=list)
     decision: Decision | None = None
+    complete: bool = False
 
     @property
     def policy(self) -> Policy:
@@ -158,13 +160,13 @@ def apply(state: State, event: dict[str, Any]) -> None:
     kind = event["event"]
     if kind == "start":
         state.start = event
-    elif kind == "advice":
-        state.advice = tuple(event["advice"])
     elif kind == "baseline":
         state.baseline = decode(Candidate, event["candidate"])
+        state.advice = tuple(event["advice"])
     elif kind == "candidate":
         candidate = decode(Candidate, event["candidate"])
         state.candidates[candidate.id] = candidate
+        state.finalists = ()  # a new candidate reopens the question
     elif kind == "tuned":
         tuning = decode(Tuning, event["tuning"])
         state.tuned[event["id"]] = tuning
@@ -174,7 +176,7 @@ def apply(state: State, event: dict[str, Any]) -> None:
     elif kind == "confirmed":
         _change(state, event["id"], confirm=decode(Comparison, event["comparison"]))
     elif kind == "measured":
-        state.raced = tuple(event["raced"])
+        state.raced = event["raced"]
         for result in event["results"]:
             _change(
                 state,
@@ -182,9 +184,11 @@ def apply(state: State, event: dict[str, Any]) -> None:
                 measurements=decode(tuple[Measurement, ...], result["measurements"]),
                 peak_memory_bytes=result["peak_memory_bytes"],
                 energy=decode(Energy | None, result["energy"]),
+                reasons=tuple(result["errors"]),
             )
     elif kind == "decided":
         state.decision = decode(Decision, event["decision"])
+        state.complete = event["complete"]
 
 
 def _change(state: State, candidate_id: str, **changes: Any) -> None:

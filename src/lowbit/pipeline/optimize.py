@@ -20,10 +20,9 @@ from lowbit.pipeline.reporting import Reporter
 from lowbit.pipeline.request import Data, Options, Request, read_request
 from lowbit.pipeline.screen import QuickTimes
 from lowbit.pipeline.search import pending, search
-from lowbit.pipeline.store import Store, discard, locked, need_space, open_store
+from lowbit.pipeline.store import Store, claimed, discard, need_space
 from lowbit.pipeline.tune import tune
 from lowbit.pipeline.write import clean_up, write_bundle
-from lowbit.runtimes.hardware import probe
 from lowbit.types import Decision
 
 FINISH_SHARE = 0.25
@@ -69,12 +68,12 @@ def optimize(
         UsageError, ModelError, DataError: what the user can mend, with a hint.
         Interrupted: Ctrl-C or a full disk; the same call resumes.
     """
-    reporter = reporter or Reporter()
+    started, reporter = time.monotonic(), reporter or Reporter()
     reporter.stage("Reading the model and the data")
     request = read_request(model, data, Options(**options))
-    store = open_store(Path(out) if out else Path("build") / request.model.path.stem, request.key, force=request.options.force)
-    with locked(store):
-        context = new_context(request, store, reporter)
+    folder = Path(out) if out else Path("build") / request.model.path.stem
+    with claimed(folder, request.key, force=request.options.force) as store:
+        context = new_context(request, store, reporter, started)
         try:
             decision = run(context, request, command or described(request))
         except KeyboardInterrupt as error:
@@ -88,21 +87,22 @@ def optimize(
     return Result(decision, Bundle.load(store.out))
 
 
-def new_context(request: Request, store: Store, reporter: Reporter) -> Context:
-    """The run's context, with what an earlier run left in the journal."""
+def new_context(request: Request, store: Store, reporter: Reporter, started: float) -> Context:
+    """The run's context, with what an earlier run left in the journal; `started` is when the call came (`time.monotonic()`)."""
     limit = request.policy.time_limit_s
     return Context(
         model=request.model,
         split=request.split,
         metric=request.metric,
         policy=request.policy,
-        hardware=probe(),
+        hardware=request.hardware,
         runtimes=request.runtimes,
         recipes=request.recipes,
         transformer=request.traits.transformer,
         store=store,
         reporter=reporter,
-        deadline=time.monotonic() + limit * (1 - FINISH_SHARE) if limit else None,
+        deadline=started + limit * (1 - FINISH_SHARE) if limit else None,
+        end=started + limit if limit else None,
         prune=request.options.prune,
         rounds=request.options.rounds,
         state=read_state(store.journal),
@@ -111,7 +111,7 @@ def new_context(request: Request, store: Store, reporter: Reporter) -> Context:
 
 def run(context: Context, request: Request, command: str) -> Decision:
     """The whole story. Every step reads the journal first, so a resumed run goes on where the last one stopped."""
-    if context.state.decision is not None and not pending(context):
+    if context.state.complete and not pending(context):
         context.reporter.note("This search was finished before: deciding from its journal.")
         write_bundle(context, decision := decide_now(context), command)
         return decision
@@ -122,17 +122,16 @@ def run(context: Context, request: Request, command: str) -> Decision:
     prepare(context.model, context.store.prepared)
     baseline = run_baseline(context)
     if context.state.baseline is None:
-        context.record("baseline", candidate=baseline)
         inference_ms, request_ms = request_times(context)
         advice = advise(context.model, baseline, context.policy, inference_ms=inference_ms, request_ms=request_ms)
-        context.record("advice", advice=list(advice))
+        context.record("baseline", candidate=baseline, advice=list(advice))
     for line in context.state.advice:
         context.reporter.note(line)
     search(context, QuickTimes(context), lambda: write_bundle(context, decide_now(context), command, complete=False))
     tune(context)
     race_finalists(context, confirm(context))
     decision = decide_now(context)
-    context.record("decided", decision=decision)
+    context.record("decided", decision=decision, complete=not context.cut_short)
     write_bundle(context, decision, command)
     return decision
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lowbit.pipeline.context import BASELINE
 from lowbit.recipe import Recipe
 from lowbit.types import Tuning
+
+TUNED_SOURCE = "fp32-tuned@onnxruntime"
+"""The source on the baseline's runtime, tuned like every candidate: better threads must not be sold as quantization."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +32,12 @@ class Plan:
     precision: str
 
 
-def plan(recipes: Sequence[Recipe], tunings: Mapping[str, Sequence[Tuning]], *, fixed_shape: bool) -> list[Plan]:
+def plan(recipes: Sequence[Recipe], tunings: Mapping[str, Sequence[Tuning]]) -> list[Plan]:
     """All candidates in the order of trying: recipe by recipe, every runtime before the next recipe.
 
     Args:
         recipes: In the order in which they should be tried.
         tunings: Runtime name -> tunings that it offers here, its default first.
-        fixed_shape: Try fixed shapes first, where a runtime offers them.
     """
     plans = []
     for recipe in recipes:
@@ -43,11 +45,11 @@ def plan(recipes: Sequence[Recipe], tunings: Mapping[str, Sequence[Tuning]], *, 
             for precision in sorted({tuning.precision for tuning in offered}, key=lambda value: value != "f32"):
                 if not _worth(recipe, precision):
                     continue
-                tuning = _first(offered, precision, fixed_shape)
+                tuning = _first(offered, precision)
                 suffix = "" if precision == "f32" or recipe.name == "fp32" else f"+{precision}"
                 name = precision if recipe.name == "fp32" and precision != "f32" else f"{recipe.name}{suffix}"
                 plans.append(Plan(f"{name}@{runtime}", recipe, runtime, tuning, _word(recipe, precision)))
-    return [entry for entry in plans if entry.id != BASELINE]
+    return [replace(entry, id=TUNED_SOURCE) if entry.id == BASELINE else entry for entry in plans]
 
 
 def _worth(recipe: Recipe, precision: str) -> bool:
@@ -57,10 +59,11 @@ def _worth(recipe: Recipe, precision: str) -> bool:
     return recipe.method in ("none", "cast", "nncf") or bool(recipe.operators)
 
 
-def _first(offered: Sequence[Tuning], precision: str, fixed_shape: bool) -> Tuning:
+def _first(offered: Sequence[Tuning], precision: str) -> Tuning:
+    """The default with a fixed shape, where the runtime offers that: it was faster on every model measured (docs/lab.md)."""
     matching = [tuning for tuning in offered if tuning.precision == precision and tuning.streams == 1]
     fixed = [tuning for tuning in matching if tuning.fixed_shape]
-    return (fixed or matching)[0] if fixed_shape else matching[0]
+    return (fixed or matching)[0]
 
 
 def _word(recipe: Recipe, precision: str) -> str:

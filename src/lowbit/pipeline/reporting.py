@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lowbit.types import Candidate, Comparison
+from lowbit.types import Candidate
 
 
 class Reporter:
@@ -22,9 +22,3 @@ class Reporter:
 
     def note(self, text: str) -> None:
         """Something worth a line."""
-
-
-def headline(comparison: Comparison) -> str:
-    """One candidate's accuracy in a phrase, e.g. "top1 81.1 % (-0.2 pp)"."""
-    change = comparison.metric.value - comparison.baseline.value
-    return f"{comparison.metric.name} {comparison.metric.value:.4g} ({change:+.4g})"

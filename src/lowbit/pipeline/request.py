@@ -8,22 +8,25 @@ from pathlib import Path
 from typing import get_args
 
 from lowbit.data import Dataset, Preprocess, Split, check_labels, open_data, split
-from lowbit.errors import UsageError, unknown
+from lowbit.errors import ModelError, UsageError, unknown
 from lowbit.graph.load import load_model, operator_counts
 from lowbit.graph.nncf_writer import installed as nncf_installed
 from lowbit.measure.metrics import Metric, metric_for
 from lowbit.measure.race import FINAL
 from lowbit.pipeline.evaluate import call_batch
 from lowbit.pipeline.journal import SCHEMA as JOURNAL_SCHEMA
-from lowbit.pipeline.recipes import Traits, recipes_for, traits
+from lowbit.pipeline.recipes import FP32, Traits, recipes_for, traits
 from lowbit.pipeline.store import request_key
 from lowbit.recipe import Recipe
 from lowbit.runtimes import registry
 from lowbit.runtimes.base import Runtime
+from lowbit.runtimes.hardware import Hardware, probe
 from lowbit.types import Array, Budget, Model, Objective, Policy
 
 Data = str | Path | Mapping[str, Array]
 MAX_BATCH = 4096
+MAX_MODEL = 2_000_000_000
+"""Bytes: what one protobuf file can hold, which the writers need."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class Request:
     runtimes: tuple[Runtime, ...]
     recipes: tuple[Recipe, ...]
     traits: Traits
+    hardware: Hardware
     key: str
     options: Options = field(repr=False)
 
@@ -78,6 +82,11 @@ def read_request(model: str | Path, data: Data, options: Options) -> Request:
     """
     runtimes = _runtimes(options.runtimes)
     source = load_model(model)
+    if source.size_bytes > MAX_MODEL:
+        raise ModelError(
+            f"'{source.path.name}' has {source.size_bytes / 1e9:.1f} GB; this version optimizes models of up to {MAX_MODEL / 1e9:.1f} GB.",
+            "Optimize its parts one by one, or use a smaller model.",
+        )
     samples = open_data(
         data, source.inputs, read_preprocess(options.preprocess), target=options.target, slices=options.slices, limit=options.limit
     )
@@ -91,6 +100,7 @@ def read_request(model: str | Path, data: Data, options: Options) -> Request:
     parts = split(samples, calibration)
     kinds = traits(operator_counts(source.path))
     recipes = _recipes(options.recipes, recipes_for(kinds, nncf=options.nncf and nncf_installed()))
+    hardware = probe()
     key = request_key(
         source.sha256,
         parts.calibration.fingerprint,
@@ -111,8 +121,11 @@ def read_request(model: str | Path, data: Data, options: Options) -> Request:
         [runtime.name for runtime in runtimes],
         [recipe.name for recipe in recipes],
         JOURNAL_SCHEMA,
+        hardware.cpu,
+        hardware.cores,
+        hardware.versions,
     )
-    return Request(source, samples, parts, metric, policy, runtimes, recipes, kinds, key, options)
+    return Request(source, samples, parts, metric, policy, runtimes, recipes, kinds, hardware, key, options)
 
 
 def read_policy(options: Options, task: str, metric: Metric, own_batch: int) -> Policy:
@@ -168,7 +181,8 @@ def _recipes(names: Sequence[str], known: list[Recipe]) -> tuple[Recipe, ...]:
     for name in names:
         if name not in by_name:
             raise unknown("recipe", name, by_name)
-    return tuple(recipe for recipe in known if recipe.name in names)
+    # Source precision is always tried: without the fastest of it, nobody can say what quantization brings.
+    return tuple(recipe for recipe in known if recipe.name in (FP32.name, *names))
 
 
 def _batches(asked: Sequence[int], own: int) -> tuple[int, ...]:

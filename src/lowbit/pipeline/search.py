@@ -6,30 +6,28 @@ that are plainly too slow or plainly broken stop early, and say why.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from lowbit.errors import ModelError
+from lowbit.errors import DataError, ModelError
 from lowbit.graph.load import artifact_size
 from lowbit.graph.parameters import read_parameters, save_parameters
 from lowbit.measure.compare import compare
 from lowbit.measure.outcomes import Outcomes
 from lowbit.pipeline.calibrate import CalibrationStats, calibrate
 from lowbit.pipeline.context import Context
-from lowbit.pipeline.evaluate import call_batch, evaluate
+from lowbit.pipeline.evaluate import repeated
+from lowbit.pipeline.judge import FAR
 from lowbit.pipeline.plan import Plan, plan
 from lowbit.pipeline.quantize import quantize
 from lowbit.pipeline.recipes import structure
+from lowbit.pipeline.score import score
 from lowbit.pipeline.screen import QuickTimes, plainly_slow
 from lowbit.pipeline.store import link_or_copy, need_space
-from lowbit.runtimes import registry
-from lowbit.types import Candidate
-
-HOPELESS = 3.0
-"""Times the budget: beyond this, with the whole interval, a candidate is refused without seeing the rest of the samples."""
+from lowbit.types import Batch, Candidate
 
 GLANCE = 64
 """Samples on which a candidate that is too slow anyway is looked at."""
@@ -61,7 +59,7 @@ def search(context: Context, quick: QuickTimes, keep: Callable[[], object]) -> N
 def pending(context: Context) -> list[Plan]:
     """What the journal does not have yet, in the order of trying."""
     tunings = {runtime.name: runtime.tunings(context.hardware) for runtime in context.runtimes}
-    plans = plan(context.recipes, tunings, fixed_shape=True)
+    plans = plan(context.recipes, tunings)
     return [entry for entry in plans if entry.id not in context.state.candidates]
 
 
@@ -78,7 +76,7 @@ def try_candidate(context: Context, entry: Plan, quick: QuickTimes) -> Candidate
             # A few samples still tell a slow candidate from a broken one, which a reader wants to know.
             return replace(evaluated(context, made, artifact, most=GLANCE), status="dropped", reasons=(reason,))
         return evaluated(context, made, artifact)
-    except ModelError as error:
+    except (ModelError, DataError) as error:
         need_space(context.store, 0)  # a full disk is no evidence against a candidate
         return replace(blank, status="failed", reasons=(error.message,))
 
@@ -103,6 +101,14 @@ def make_artifact(context: Context, entry: Plan) -> Path:
     return artifact
 
 
+def artifact_of(context: Context, candidate: Candidate) -> Path:
+    """The candidate's artifact; made again where an earlier run pruned it."""
+    if candidate.artifact is not None and (context.store.out / candidate.artifact).exists():
+        return context.store.out / candidate.artifact
+    recipe = next(recipe for recipe in context.recipes if recipe.name == candidate.recipe)
+    return make_artifact(context, Plan(candidate.id, recipe, candidate.runtime, candidate.tuning, candidate.precision))
+
+
 def calibration(context: Context) -> CalibrationStats:
     """Calibration statistics: from this run, from the folder, or from one pass over the calibration samples."""
     if context.stats is None and context.store.stats.exists():
@@ -110,12 +116,20 @@ def calibration(context: Context) -> CalibrationStats:
     if context.stats is None:
         data = context.split.calibration
         context.reporter.note(f"Calibrating on {len(data)} samples: {data.name}, {context.split.how_selected}.")
-        size = call_batch(context.model.inputs, CALIBRATION_BATCH)
-        batches = (batch for batch in data.batches(size) if len(batch.rows) == size or size == CALIBRATION_BATCH)
-        context.stats = calibrate(context.store.prepared, batches)
+        context.stats = calibrate(context.store.prepared, calibration_batches(context))
         context.store.stats.parent.mkdir(parents=True, exist_ok=True)
         context.stats.save(context.store.stats)
     return context.stats
+
+
+def calibration_batches(context: Context) -> Iterator[Batch]:
+    """The calibration samples; for a model whose batch size is fixed the last batch is filled up with its own samples."""
+    own = context.fixed_batch
+    for batch in context.split.calibration.batches(own or CALIBRATION_BATCH):
+        if own and len(batch.rows) < own:
+            feeds = {name: repeated(values, own) for name, values in batch.feeds.items()}
+            batch = Batch(repeated(batch.rows, own), feeds, None)
+        yield batch
 
 
 def evaluated(context: Context, candidate: Candidate, artifact: Path, most: int | None = None) -> Candidate:
@@ -127,13 +141,9 @@ def evaluated(context: Context, candidate: Candidate, artifact: Path, most: int 
 
     def hopeless(outcomes: Outcomes) -> bool:
         seen = compare(context.metric, expected.take(np.arange(outcomes.n)), outcomes, context.policy, hardest=False)
-        return seen.broken is not None or seen.delta.ci_low > HOPELESS * context.policy.max_drop.value
+        return seen.broken is not None or seen.delta.ci_low > FAR * context.policy.max_drop.value
 
-    session = registry.get(candidate.runtime).open(artifact, replace(candidate.tuning, fixed_shape=False), None)
-    try:
-        outcomes = evaluate(session, data, context.metric, reference=context.references["search"], stop=hopeless)
-    finally:
-        session.close()
+    outcomes = score(context, candidate, artifact, data, context.references["search"], hopeless)
     folder = context.store.candidate(candidate.id)
     folder.mkdir(parents=True, exist_ok=True)
     outcomes.save(folder / "outcomes-search.npz")

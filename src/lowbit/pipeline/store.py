@@ -10,7 +10,6 @@ import fcntl
 import hashlib
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -62,30 +61,50 @@ class Store:
         return self.work / "artifacts" / f"{recipe}.onnx"
 
 
-def open_store(out: Path, key: str, *, force: bool = False) -> Store:
-    """Claims `out` for the run with this key: a new folder, an empty one, or one that the same run began.
+@contextmanager
+def claimed(out: Path, key: str, *, force: bool = False) -> Iterator[Store]:
+    """Claims `out` for the run with this key and holds it for one process: a new folder, an empty one, or one that the same run began.
+
+    The lock comes first: nothing is looked at, thrown away or mended while another process writes there.
 
     Args:
         out: The output folder.
-        key: Identifies the request (model, data, options that change evidence); see `request_key`.
+        key: Identifies the request (model, data, machine, options that change evidence); see `request_key`.
         force: Throw away what an earlier run left there. Only what a run writes is deleted; other files make it refuse.
 
     Raises:
-        UsageError: `out` is a file, cannot be written, holds another run's bundle, or things that are not lowbit's.
+        UsageError: `out` is a file, cannot be written, is being written by another run, holds another run's bundle, or
+            things that are not lowbit's.
+        Interrupted: the disk filled up meanwhile.
     """
     if out.exists() and not out.is_dir():
         raise UsageError(f"'{out}' is a file; the bundle needs a folder.", "Give another --out.")
+    lock_file = out / ".lock"
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
+        lock: IO[Any] = lock_file.open("w")
     except OSError as error:
         raise _not_writable(out, error) from error
-    store = Store(out)
-    _check_owner(store, key, force)
-    store.journal.mend()
-    store.work.mkdir(exist_ok=True)
-    return store
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        raise UsageError(f"Another lowbit run is writing to '{out}'.", "Wait for it, or give another --out.") from error
+    try:
+        store = Store(out)
+        _check_owner(store, key, force)
+        store.journal.mend()
+        store.work.mkdir(exist_ok=True)
+        yield store
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise full_disk(error) from error
+        raise
+    finally:
+        lock_file.unlink(missing_ok=True)
+        lock.close()
+        with suppress(OSError):
+            out.rmdir()  # only if nothing was written there
 
 
 def _not_writable(out: Path, error: OSError) -> Exception:
@@ -120,8 +139,6 @@ def discard(store: Store) -> None:
             shutil.rmtree(target, ignore_errors=True)
         else:
             target.unlink(missing_ok=True)
-    with suppress(OSError):
-        store.out.rmdir()
 
 
 def _check_owner(store: Store, key: str, force: bool) -> None:
@@ -131,38 +148,15 @@ def _check_owner(store: Store, key: str, force: bool) -> None:
         out.mkdir(parents=True, exist_ok=True)
     first = next(store.journal.events(), None)
     if first is None:
-        foreign = sorted(entry.name for entry in out.iterdir() if entry.name not in (".work", "journal.jsonl"))
+        foreign = sorted(entry.name for entry in out.iterdir() if entry.name not in (".work", ".lock", "journal.jsonl"))
         if foreign:
             raise UsageError(f"'{out}' is not empty ({', '.join(foreign[:3])}) and not a lowbit bundle.", "Give a new --out.")
     elif first.get("key") != key:
         model = first.get("source", {}).get("path", "unknown model")
         raise UsageError(
-            f"'{out}' holds the bundle of another run ({model}): another model, other data or other options.",
+            f"'{out}' holds the bundle of another run ({model}): another model, other data, options, machine or library versions.",
             "Give another --out, or --force to replace it.",
         )
-
-
-@contextmanager
-def locked(store: Store) -> Iterator[None]:
-    """Holds the folder for one process.
-
-    Raises:
-        UsageError: another process is writing there.
-        Interrupted: the disk filled up meanwhile.
-    """
-    lock: IO[Any] = (store.work / "lock").open("w")
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UsageError(f"Another lowbit run is writing to '{store.out}'.", "Wait for it, or give another --out.") from error
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise full_disk(error) from error
-        raise
-    finally:
-        lock.close()
 
 
 def request_key(*parts: object) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -11,6 +12,8 @@ from lowbit.measure.race import QUICK, RaceResult, Variant, race
 from lowbit.measure.ratios import medians
 from lowbit.pipeline.context import Context
 from lowbit.pipeline.finalists import select_finalists
+from lowbit.pipeline.plan import TUNED_SOURCE
+from lowbit.pipeline.search import artifact_of
 from lowbit.runtimes import registry
 from lowbit.types import Candidate, Tuning
 
@@ -21,14 +24,18 @@ TUNED = 3
 def tune(context: Context) -> None:
     """Races the tunings of the likely finalists and of the fastest FP32, and records each one's best."""
     likely = select_finalists(list(context.state.candidates.values()), context.policy, TUNED)
-    names = [*likely, *fastest_fp32(context.state.candidates.values())]
+    source = context.state.candidates.get(TUNED_SOURCE)
+    names = [*likely, *fastest_fp32(context.state.candidates.values()), *([source.id] if source and source.status == "done" else [])]
     waiting = [name for name in dict.fromkeys(names) if name not in context.state.tuned]
     context.reporter.stage("Tuning threads and shapes", len(waiting))
     for index, name in enumerate(waiting):
         if context.out_of_time():
             return
         candidate = context.state.candidates[name]
-        context.record("tuned", id=name, tuning=best_tuning(context, candidate))
+        tuning = best_tuning(context, candidate)
+        if context.policy.objective == "throughput" and context.hardware.cores > 1:
+            tuning = replace(tuning, streams=context.hardware.cores, threads=context.hardware.cores)
+        context.record("tuned", id=name, tuning=tuning)
         context.reporter.advance(index + 1)
 
 
@@ -39,8 +46,7 @@ def best_tuning(context: Context, candidate: Candidate) -> Tuning:
     choices = list(dict.fromkeys([candidate.tuning, *choices]))
     if len(choices) == 1:
         return choices[0]
-    assert candidate.artifact is not None, f"{candidate.id} has no artifact"
-    path = context.store.out / candidate.artifact
+    path = artifact_of(context, candidate)
     variants = [Variant(str(index), candidate.runtime, path, tuning) for index, tuning in enumerate(choices)]
     context.reporter.note(f"Tuning {candidate.id}: {len(choices)} settings")
     races = [race(variants, context.sample(batch), batch=batch, **QUICK) for batch in context.policy.batch]

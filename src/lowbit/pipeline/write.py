@@ -13,7 +13,7 @@ from lowbit.bundle.report import render_report
 from lowbit.bundle.schema import CalibrationEntry, DataEntry, EnvironmentEntry, Manifest, ValidationEntry
 from lowbit.graph.load import external_files
 from lowbit.pipeline.context import BASELINE, Context
-from lowbit.pipeline.store import copy_whole, link_or_copy
+from lowbit.pipeline.store import link_or_copy
 from lowbit.types import Candidate, Decision
 
 
@@ -41,7 +41,7 @@ def write_bundle(context: Context, decision: Decision, command: str, *, complete
         data=data_entry(context),
         environment=EnvironmentEntry.model_validate(context.hardware),
         baseline=baseline,
-        candidates=[pruned(out, candidate) for candidate in candidates] if context.prune and complete else candidates,
+        candidates=[pruned(out, candidate, decision.chosen) for candidate in candidates] if context.prune and complete else candidates,
         decision=decision,
         command=command,
         artifact=artifact,
@@ -60,12 +60,14 @@ def place_model(out: Path, chosen: Candidate) -> str:
     """Links the chosen artifact (with external data) into `model/`; returns its path relative to the bundle."""
     assert chosen.artifact is not None, f"{chosen.id} was chosen without an artifact"
     source = out / chosen.artifact
-    target = out / "model" / "model.onnx"
-    if target.exists() and target.samefile(source):
-        return "model/model.onnx"
-    for file in external_files(source):
-        copy_whole(file, target.parent / file.name)
-    link_or_copy(source, target)
+    if not (target := out / "model" / "model.onnx").exists() or not target.samefile(source):
+        fresh = out / ".work" / "model"
+        shutil.rmtree(fresh, ignore_errors=True)
+        for file in [source, *external_files(source)]:
+            link_or_copy(file, fresh / file.relative_to(source.parent))
+        # The whole folder is replaced: weights of what was chosen before must not stay beside it.
+        shutil.rmtree(out / "model", ignore_errors=True)
+        fresh.rename(out / "model")
     return "model/model.onnx"
 
 
@@ -80,9 +82,9 @@ def write_result(context: Context, candidate: Candidate, decision: Decision) -> 
     write_atomic(folder / "result.json", json.dumps(entry.model_dump(mode="json"), indent=1) + "\n")
 
 
-def pruned(out: Path, candidate: Candidate) -> Candidate:
-    """The candidate without its artifact, which is deleted; the baseline's file is not its own and stays."""
-    if candidate.artifact is None or candidate.artifact.startswith("baseline/"):
+def pruned(out: Path, candidate: Candidate, chosen: str) -> Candidate:
+    """The candidate without its artifact, which is deleted. What ships stays: it is the same file as `model/`."""
+    if candidate.artifact is None or candidate.artifact.startswith("baseline/") or candidate.id == chosen:
         return candidate
     (out / candidate.artifact).unlink(missing_ok=True)
     return replace(candidate, artifact=None)
