@@ -206,6 +206,18 @@ def test_a_source_is_a_base_name() -> None:
         _with("source", {"path": "models/m.onnx"})
 
 
+@pytest.mark.parametrize("name", ["~model.onnx", "m:load", "a..b.onnx", "-.onnx"])
+def test_a_base_name_may_be_any_name(name: str) -> None:
+    assert _with("source", {"path": name}).source.path == name
+    assert _with("data", {"source": name}).data.source == name
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../m.onnx", "/m.onnx", "C:\\models\\m.onnx"])
+def test_a_base_name_has_no_separator(name: str) -> None:
+    with pytest.raises(ValidationError, match="base name"):
+        _with("source", {"path": name})
+
+
 def _with(part: str, value: Any) -> Manifest:
     raw = json.loads(to_json(ship()))
     raw[part] = {**raw[part], **value} if isinstance(value, dict) else value

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowbit.data import Dataset, open_data, refuse_leak, split
+from lowbit.data.splits import in_content_order
 from lowbit.errors import DataError
 from lowbit.types import TensorInfo
 
@@ -87,3 +88,61 @@ def test_a_leak_is_refused_with_count_and_names() -> None:
 def test_labels_do_not_hide_a_leak() -> None:
     with pytest.raises(DataError, match="8 of 8"):
         refuse_leak(made(range(8), [0] * 8), made(range(20), [1] * 20))
+
+
+def test_the_validation_fingerprint_is_that_of_the_samples_whatever_the_cut() -> None:
+    data = made(range(100), np.arange(100) % 3)
+    given = split(data, made(range(200, 230)))
+    assert given.validation.fingerprint == data.fingerprint
+    assert len(given.validation) == 100
+    own = split(data)
+    rest = np.flatnonzero(~np.isin(data.hashes, own.calibration.hashes))
+    assert own.validation.fingerprint == data.subset(rest).fingerprint != data.fingerprint
+
+
+def pairs_of(ids: list[tuple[int, int]], scores: list[float], order: np.ndarray) -> tuple[Dataset, np.ndarray]:
+    """Pairs (first, second) with a similarity, both samples of each in `order`; labels [N, 2]."""
+    values = np.asarray(ids).reshape(-1)[order]
+    numbers = np.repeat(np.arange(len(ids)), 2)[order]
+    return made(values, np.stack([numbers, np.repeat(scores, 2)[order]], axis=1)), numbers
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.integers(0, 10_000), st.integers(12, 60), st.integers(20, 400))
+def test_partners_stay_together_and_next_to_each_other(seed: int, n: int, pool: int) -> None:
+    rng = np.random.default_rng(seed)
+    ids = [(int(a), int(b)) for a, b in rng.integers(0, pool, (n, 2))]  # sentences occur in several pairs
+    scores = rng.integers(0, 6, n).astype(float).tolist()
+    data, numbers = pairs_of(ids, scores, np.arange(2 * n))
+    try:
+        parts = split(data, groups=numbers)
+    except DataError as error:
+        assert "families that share no sample" in str(error)
+        return
+    three = [parts.calibration, parts.search, parts.confirm]
+    hashes = [set(part.hashes.tolist()) for part in three]
+    assert all(hashes)
+    assert len(hashes[0] | hashes[1] | hashes[2]) == sum(map(len, hashes))  # no sample in two parts
+    assert sum(map(len, three)) == 2 * n
+    for part in three:
+        assert (part.labels[::2] == part.labels[1::2]).all()  # number and similarity: partners, in a row
+    again, others = pairs_of(ids, scores, rng.permutation(2 * n))
+    shuffled = split(again, groups=others)
+    for part, other in zip(three, (shuffled.calibration, shuffled.search, shuffled.confirm), strict=True):
+        assert part.hashes.tolist() == other.hashes.tolist()
+        assert part.labels[:, 1].tolist() == other.labels[:, 1].tolist()
+
+
+def test_pairs_without_common_samples_are_cut_as_single_samples_are() -> None:
+    data = made(range(400), np.repeat(np.linspace(0, 1, 200), 2))
+    parts = split(data, groups=np.arange(400) // 2)
+    assert (len(parts.calibration), len(parts.search), len(parts.confirm)) == (80, 160, 160)
+    given = split(data, made(range(1000, 1030)), groups=np.arange(400) // 2)
+    assert (len(given.search), len(given.confirm)) == (200, 200)
+    assert (given.search.labels[::2] == given.search.labels[1::2]).all()
+
+
+def test_content_order_is_one_order_whatever_the_sources() -> None:
+    order = np.random.default_rng(0).permutation(50)
+    data, other = made(range(50), np.arange(50) % 3), made(order, order % 3)
+    assert contents(in_content_order(data)) == contents(in_content_order(other)) == sorted(contents(data))

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,22 @@ from cli_runner import lowbit
 from e2e_case import Case, make_case
 
 from lowbit import Bundle, optimize
+from lowbit.pipeline import finish, screen, tune
 from lowbit.pipeline.journal import Journal, replay
 from small_models import cnn, images, reference
 
 RECIPES = ("fp32", "fp16", "int8-static-minmax", "int8-static-mse")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_timing() -> Iterator[None]:
+    """Real races, but short ones: these tests are about what is done with times, not about the times."""
+    short = {"rounds": 3, "seconds_per_round": 0.01}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(screen, "QUICK", short)
+        patch.setattr(tune, "QUICK", short)
+        patch.setattr(finish, "FINAL", short)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +145,7 @@ def test_another_models_folder_is_refused(out: Path, tmp_path: Path, capfd: Any,
 def command(case: Case, out: Path) -> list[str]:
     recipes = [word for name in RECIPES for word in ("--recipe", name)]
     call = [sys.executable, "-m", "lowbit", "optimize", str(case.model), "--data", str(case.data), "--out", str(out)]
-    return [*call, "--max-drop", "5pp", "--rounds", "3", *recipes]
+    return [*call, "--max-drop", "5pp", "--rounds", "3", "--batch", "1", *recipes]
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
@@ -150,6 +163,8 @@ def test_killed_in_the_middle_nothing_finished_runs_again(case: Case, tmp_path: 
     assert (out / "bundle.json").is_file(), "the best so far is always on disk"
     assert "was still going on" in " ".join(manifest(out)["notes"])
 
+    if how == signal.SIGINT:
+        return  # the resume is the same as after the kill
     again = subprocess.run(command(case, out), capture_output=True, text=True, timeout=300)
     assert again.returncode == 0, again.stderr
     ids = Counter(event["candidate"]["id"] for event in events(out, "candidate"))

@@ -11,7 +11,7 @@ from lowbit.measure.compare import compare
 from lowbit.measure.intervals import tango
 from lowbit.measure.metrics import metric_for
 from lowbit.measure.outcomes import Outcomes
-from lowbit.measure.slices import HARDEST
+from lowbit.measure.slices import HARDEST, slice_rows
 from lowbit.types import Budget, Policy, TensorInfo
 
 LOGITS = [TensorInfo("logits", ("N", 4), "float32")]
@@ -160,6 +160,37 @@ def test_hardest_tenth_is_the_baselines_smallest_lead(classified):
     piece = next(piece for piece in found.slices if piece.name == HARDEST)
     assert piece.n == 400
     assert piece.delta.worse + piece.delta.better == found.delta.worse + found.delta.better
+
+
+def right(outputs, labels):
+    """1 where the answer is right, the commonest score of one's own."""
+    return (outputs["logits"].argmax(axis=1) == labels).astype(float)
+
+
+def test_own_scores_of_zero_and_one_leave_it_to_the_lead_what_is_hard(classified):
+    _, labels, logits, _ = classified
+    _, metric, _ = metric_for("custom", f"{__name__}:right", LOGITS, labels)
+    run = lambda values: Outcomes.join([metric.observe({"logits": values}, labels, {"logits": logits})])  # noqa: E731
+    powers = np.exp(logits)
+    top = np.sort(powers / powers.sum(axis=1, keepdims=True), axis=1)
+    hard = np.argsort(top[:, -1] - top[:, -2])[:400]
+    hurt = hard[logits[hard].argmax(axis=1) == labels[hard]]
+    found = compare(metric, run(logits), run(spoil(logits, hurt)), policy())
+    piece = next(piece for piece in found.slices if piece.name == HARDEST)
+    assert (piece.n, piece.delta.worse, piece.delta.better) == (400, len(hurt), 0)  # by the score alone it could only gain
+    assert len(hurt) > 50
+
+
+def test_own_scores_rank_the_samples_unless_a_tenth_has_the_lowest():
+    scores = np.linspace(0.2, 0.9, 100)
+    assert slice_rows({"custom": scores}, {}, True)[HARDEST].tolist() == list(range(10))
+    assert slice_rows({"custom": np.maximum(scores, 0.4), "margin": -scores}, {}, True)[HARDEST].tolist() == list(range(90, 100))
+    assert slice_rows({"custom": np.maximum(scores, 0.4)}, {}, True) == {}
+
+
+def test_equally_hard_samples_are_taken_in_their_order():
+    margin = np.where(np.arange(200) % 2 == 0, 0.1, 0.9)
+    assert slice_rows({"margin": margin}, {}, True)[HARDEST].tolist() == list(range(0, 40, 2))
 
 
 def test_false_positive_rate_at_a_threshold_on_negatives_only():

@@ -153,13 +153,51 @@ def test_spearman_over_consecutive_rows_pair_numbers_and_twin_outputs_agree():
     assert metric.value(observe(metric, {"embedding_a": first, "embedding_b": second}, scores).columns) == pytest.approx(expected)
 
 
-def test_torn_pairs_are_refused():
-    output = info("N", 8, name="embedding")
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ([0.5, 0.5, 0.25, 0.75], "do not come in pairs"),
+        ([0.5, 0.5, 0.25], "their number is odd"),
+        ([[0, 0.5], [1, 0.5], [2, 0.25]], "No two samples share a pair number"),
+        ([[0, 0.5], [0, 0.5], [0, 0.5]], "Pair number 0 is carried by 3 samples"),
+        ([[7, 0.5], [3, 0.1], [7, 0.25], [3, 0.1]], "pair 7 carry different similarities, 0.5 and 0.25"),
+    ],
+)
+def test_what_does_not_come_in_pairs_is_refused_before_the_work(labels, said):
+    with pytest.raises(DataError, match=said):
+        metric_for("embedding", "spearman", [info("N", 8, name="embedding")], np.array(labels))
+    _, metric, _ = metric_for("embedding", "cosine", [info("N", 8, name="embedding")], np.array(labels))
+    assert metric.groups(np.array(labels)) is None
+
+
+def test_cosine_takes_labels_that_are_no_pairs_and_shows_no_rank_correlation_beside_it():
     scores = np.array([0.5, 0.5, 0.25, 0.75])
-    _, metric, _ = metric_for("embedding", "spearman", [output], scores)
-    outcomes = observe(metric, {"embedding": RNG.normal(size=(4, 8))}, scores)
-    with pytest.raises(DataError, match="do not come in pairs"):
-        metric.value(outcomes.columns)
+    _, metric, others = metric_for("embedding", None, [info("N", 8, name="embedding")], scores)
+    columns = observe(metric, {"embedding": RNG.normal(size=(4, 8))}, scores).columns
+    assert metric.value(columns) == 1
+    assert [other.name for other in others if other.measurable(columns)] == []
+
+
+def test_pairs_are_the_groups_of_the_data():
+    output = info("N", 8, name="embedding")
+    scores = np.array([0.5, 0.5, 0.25, 0.25])
+    assert metric_for("embedding", "spearman", [output], scores)[1].groups(scores).tolist() == [0, 0, 1, 1]
+    numbered = np.array([[9, 0.5], [2, 0.1], [9, 0.5], [5, 0.2], [2, 0.1]])  # 5 has lost its partner
+    assert metric_for("embedding", "spearman", [output], numbered)[1].groups(numbered).tolist() == [2, 0, 2, 1, 0]
+    twins = [info("N", 8, name="embedding_a"), info("N", 8, name="embedding_b")]
+    assert metric_for("embedding", "spearman", twins, scores)[1].groups(scores) is None
+    _, labels = classes()
+    assert metric_for(None, None, [info("N", 10)], labels)[1].groups(labels) is None
+
+
+def test_spearman_of_a_beginning_leaves_out_who_has_no_partner_yet():
+    output, rows = info("N", 8, name="embedding"), RNG.normal(size=(40, 8)).astype(np.float32)
+    scores = np.repeat(RNG.normal(size=20), 2)
+    for labels in (scores, np.stack([np.repeat(np.arange(20), 2), scores], axis=1)):
+        _, metric, _ = metric_for("embedding", "spearman", [output], labels)
+        columns = observe(metric, {"embedding": rows}, labels).columns
+        assert metric.value(columns, np.arange(31)) == metric.value(columns, np.arange(30))
+        assert np.isnan(metric.value(columns, np.arange(1)))
 
 
 def test_no_labels_means_fidelity_of_the_fitting_kind():

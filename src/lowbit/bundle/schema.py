@@ -31,9 +31,10 @@ def _relative(path: str) -> str:
 
 
 def _base_name(path: str) -> str:
-    if "/" in path:
-        raise ValueError(f"'{path}' is a path; a source is named by its base name alone")
-    return _relative(path)
+    """Any name that is no path: `~model.onnx`, or `module:callable` for data from code."""
+    if not path or "/" in path or "\\" in path or path in (".", ".."):
+        raise ValueError(f"'{path}' is not a base name; a source is named without its path")
+    return path
 
 
 def _number(value: Any) -> Any:

@@ -11,6 +11,10 @@ from lowbit.cli.options import output
 
 DEMO = Path(__file__).resolve().parent.parent / "demo"
 
+RECIPES = ("fp32", "fp16", "int8-static-minmax", "int8-static-mse", "int8-static-percentile", "int8-nncf")
+"""The likely winners: a demo should not take longer than a coffee. `lowbit optimize` tries all."""
+ROUNDS = 8
+
 
 @click.command("demo", short_help="Optimize the built-in model on the built-in images, offline.")
 @click.option(
@@ -23,6 +27,7 @@ def command(out: Path, max_drop: str, force: bool, form: str) -> None:
     """Optimize a small residual network trained on Fashion-MNIST (5,000 test images, about three minutes, offline)."""
     from lowbit.cli.live import reporter_for
     from lowbit.cli.show import show_result
+    from lowbit.graph.nncf_writer import installed
     from lowbit.pipeline.optimize import optimize
 
     with reporter_for(sys.stderr) as reporter:
@@ -34,6 +39,8 @@ def command(out: Path, max_drop: str, force: bool, form: str) -> None:
             command="lowbit demo",
             preprocess="fashion-mnist",
             max_drop=max_drop,
+            recipes=tuple(name for name in RECIPES if name != "int8-nncf" or installed()),
+            rounds=ROUNDS,
             force=force,
         )
     show_result(result.bundle, form)

@@ -34,15 +34,19 @@ def command(model: Path, data: str, runtime: str, precision: Any, out: Path | No
     from lowbit.pipeline import results
     from lowbit.pipeline.request import Options
 
+    if out is not None:
+        results.check_target(out)
     with reporter_for(sys.stderr) as reporter:
         scored = results.validate(model, data, runtime=runtime, precision=precision, options=Options(**options), reporter=reporter)
     if out is not None:
         results.save(scored, out)
     if form == "json":
-        click.echo(json.dumps(results.summary(scored), indent=1))
+        click.echo(json.dumps(results.summary(scored), indent=1, allow_nan=False))
         return
     click.echo(f"{scored.model} on {scored.runtime}, {scored.n:,} samples")
     for name, value in {scored.metric: scored.value, **scored.secondary}.items():
         click.echo(f"  {words.metric_name(name):<20} {words.metric_value(name, value)}")
+    for name, value, n in results.slice_values(scored):
+        click.echo(f"  {name} (n={n:,}): {words.metric_value(scored.metric, value)}")
     if out is not None:
         click.echo(f"Results: {out}")

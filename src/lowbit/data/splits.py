@@ -2,11 +2,15 @@
 
 Everything follows from the content hashes, so the split is the same however the samples are ordered. As
 hashes scatter evenly, each part is a random sample, and so is every beginning of a part.
+
+Where samples come in pairs (sentences and how similar they are), partners stay in one part and next to each other. Pairs
+that share a sample stay together too; such a family goes by the smallest hash in it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -35,30 +39,55 @@ class Split:
     confirm: Dataset
     how_selected: str
 
+    @cached_property
+    def validation(self) -> Dataset:
+        """All samples that validate: the search's and the confirming ones together.
 
-def split(data: Dataset, calibration: Dataset | None = None) -> Split:
+        Its fingerprint does not depend on where the cut is: it is that of the same samples opened by themselves.
+        """
+        parts = (self.search, self.confirm)
+        rows, hashes = (np.concatenate([getattr(part, name) for part in parts]) for name in ("rows", "hashes"))
+        return replace(self.search, rows=rows, hashes=hashes)
+
+
+def split(data: Dataset, calibration: Dataset | None = None, groups: Array | None = None) -> Split:
     """Splits data into calibration (unless given), search and confirming samples.
 
     Without `calibration`, the lowest content hashes calibrate: min(512, 20 %) of the samples. The rest is cut in two
-    by the next hashes. Groups of equal samples stay together; one too large for a part is passed over.
+    by the next hashes. Equal samples stay together, and so do groups; a family too large for a part is passed over.
+
+    Args:
+        data: What is split.
+        calibration: Calibration samples, where they are given separately.
+        groups: The number of each sample's group [n] where samples belong together, e.g. the two of a pair
+            (`lowbit.measure.metrics.Metric.groups`); None where every sample stands for itself.
 
     Raises:
         DataError: too few different samples, or `calibration` shares samples with `data`.
     """
     if calibration is not None:
         refuse_leak(calibration, data)
-        order, counts = _groups(data)
-        _check_different(len(counts), 2)
+    order, counts = _families(data, groups)
+    _check_different(len(counts), 3 if calibration is None else 2, groups is not None)
+    if calibration is not None:
         search, confirm = _take(order, counts, len(data) // 2, leave=1)
         return Split(calibration, data.subset(search), data.subset(confirm), f"given: {calibration.name}, {len(calibration)} samples")
-    order, counts = _groups(data)
-    _check_different(len(counts), 3)
     target = max(1, min(MAX_CALIBRATION, int(len(data) * CALIBRATION_SHARE)))
     chosen, rest = _take(order, counts, target, leave=2)
-    rest_order, rest_counts = _groups(data.subset(rest))
+    rest_order, rest_counts = _families(data.subset(rest), None if groups is None else groups[rest])
     search, confirm = _take(rest[rest_order], rest_counts, len(rest) // 2, leave=1)
     how = f"lowest content hashes: {len(chosen)} of {len(data)} samples"
     return Split(data.subset(chosen), data.subset(search), data.subset(confirm), how)
+
+
+def in_content_order(data: Dataset, groups: Array | None = None) -> Dataset:
+    """All samples in the order in which `split` fills its parts: data with one fingerprint has one order, whatever its source's.
+
+    Args:
+        data: Samples in any order.
+        groups: As `split` takes them.
+    """
+    return data.subset(_families(data, groups)[0])
 
 
 def refuse_leak(calibration: Dataset, validation: Dataset) -> None:
@@ -77,23 +106,55 @@ def refuse_leak(calibration: Dataset, validation: Dataset) -> None:
         )
 
 
-def _check_different(groups: int, needed: int) -> None:
-    if groups < needed:
+def _check_different(families: int, needed: int, grouped: bool) -> None:
+    if families >= needed:
+        return
+    if grouped:
         raise DataError(
-            f"The data has {groups} different samples; at least {needed} are needed to split it.",
-            "Give data that are not copies of one another.",
+            f"The pairs fall into {families} families that share no sample; at least {needed} are needed to split the data.",
+            "Give pairs that do not all hang together through common samples.",
         )
+    raise DataError(
+        f"The data has {families} different samples; at least {needed} are needed to split it.",
+        "Give data that are not copies of one another.",
+    )
 
 
-def _groups(data: Dataset) -> tuple[Array, Array]:
-    """Positions in hash order (equal ones by label, so that the order of the source does not matter), and group sizes."""
-    keys: list[Array] = []
-    if data.labels is not None:
-        flat = data.labels.reshape(len(data), -1)
-        keys = [flat[:, index] for index in reversed(range(flat.shape[1]))]
-    order = np.lexsort((*keys, data.hashes))
-    _, counts = np.unique(data.hashes, return_counts=True)
-    return order.astype(np.int64), counts
+def _families(data: Dataset, groups: Array | None) -> tuple[Array, Array]:
+    """Positions in hash order, and the sizes of what must stay together in that order.
+
+    Equal samples go by label, so that the order of the source does not matter. Groups stay whole, in the order of
+    their family, then of their own lowest and highest hash, then of their label.
+    """
+    flat = None if data.labels is None else data.labels.reshape(len(data), -1)
+    if groups is None:
+        family = data.hashes
+        order = np.lexsort((*([] if flat is None else reversed(flat.T)), family))
+    else:
+        group = np.unique(groups, return_inverse=True)[1]
+        family = _lowest(data.hashes, _connected(data.hashes, group))
+        low, high = _lowest(data.hashes, group), ~_lowest(~data.hashes, group)
+        label = [] if flat is None else [_lowest(flat[:, -1], group)]
+        order = np.lexsort((data.hashes, group, *label, high, low, family))
+    return order.astype(np.int64), np.unique(family, return_counts=True)[1]
+
+
+def _lowest(values: Array, group: Array) -> Array:
+    """The lowest value of each sample's group [n]; groups are numbered 0, 1, …."""
+    order = np.lexsort((values, group))
+    first = np.unique(group[order], return_index=True)[1]
+    return np.asarray(values[order[first]][group])
+
+
+def _connected(hashes: Array, group: Array) -> Array:
+    """The number of each sample's family [n]: samples are of one where they are equal or of one group, by however many steps."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    names, content = np.unique(hashes, return_inverse=True)
+    nodes = len(names) + int(group.max(initial=-1)) + 1
+    edges = coo_array((np.ones(len(hashes), np.int8), (content, len(names) + group)), shape=(nodes, nodes))
+    return np.asarray(connected_components(edges, directed=False)[1])[content]
 
 
 def _take(order: Array, counts: Array, target: int, leave: int) -> tuple[Array, Array]:

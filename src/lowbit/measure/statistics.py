@@ -17,6 +17,10 @@ from lowbit.types import Array
 
 Columns = Mapping[str, Array]
 TINY = 1e-12
+_PAIRS = (
+    "Give labels [N, 2]: the pair's number and its similarity, the same for both samples of a pair; then order does not matter. "
+    "Labels [N] work where samples 1 and 2, 3 and 4, … are the pairs and none is left out (--limit tears pairs)."
+)
 
 
 class Statistic(Protocol):
@@ -238,12 +242,6 @@ def pair_numbers(labels: Array) -> Array:
         one, other = given[first[torn[0]]], given[second[torn[0]]]
         raise DataError(f"The two samples of pair {one[0]:g} carry different similarities, {one[1]:g} and {other[1]:g}.", _PAIRS)
     return numbers.astype(np.int64)
-
-
-_PAIRS = (
-    "Give labels [N, 2]: the pair's number and its similarity, the same for both samples of a pair; then order does not matter. "
-    "Labels [N] work where samples 1 and 2, 3 and 4, … are the pairs and none is left out (--limit tears pairs)."
-)
 
 
 def _pairs(columns: Columns) -> tuple[Array, Array]:
