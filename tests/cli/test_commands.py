@@ -87,6 +87,39 @@ def test_a_quantized_model_is_compared_in_pairs(run: Run, case: Case, tmp_path: 
     assert found["comparison"]["agreement"] < 1
 
 
+def test_results_do_not_overwrite_the_data_beside_them(run: Run, case: Case, tmp_path: Path) -> None:
+    data = case.data.rename(tmp_path / "val.npz")
+    before = data.read_bytes()
+    assert run("validate", case.model, "--data", data, "--out", tmp_path / "val.json").code == 0
+    assert data.read_bytes() == before
+    assert (tmp_path / "val.samples.npz").exists()
+    shell = run("validate", case.model, "--data", data, "--out", data)
+    assert shell.code == 2
+    assert "was not written by `lowbit validate`" in shell.err
+    assert "Scoring" not in shell.err  # said before the work
+    assert data.read_bytes() == before
+
+
+def test_slices_of_validate_are_shown_and_compared(run: Run, case: Case, tmp_path: Path) -> None:
+    shown = run("validate", case.model, "--data", case.data, "--slice", "site", "--out", tmp_path / "a.json")
+    assert "site=north (n=134)" in shown.out
+    found = parsed(run("validate", case.model, "--data", case.data, "--slice", "site", "--out", tmp_path / "b.json", "--output", "json"))
+    assert {entry["name"]: entry["n"] for entry in found["slices"]} == {"site=north": 134, "site=south": 266}
+    compared = parsed(run("compare", tmp_path / "a.json", tmp_path / "b.json", "--max-drop", "2pp", "--output", "json"))
+    assert {"site=north", "site=south"} <= {entry["name"] for entry in compared["comparison"]["slices"]}
+
+
+def test_the_order_of_the_data_does_not_matter_to_compare(run: Run, case: Case, tmp_path: Path) -> None:
+    import numpy as np
+
+    with np.load(case.data) as archive:
+        np.savez(tmp_path / "turned.npz", **{name: archive[name][::-1] for name in archive.files})
+    run("validate", case.model, "--data", case.data, "--out", tmp_path / "a.json")
+    run("validate", case.model, "--data", tmp_path / "turned.npz", "--out", tmp_path / "b.json")
+    found = parsed(run("compare", tmp_path / "a.json", tmp_path / "b.json", "--max-drop", "2pp", "--output", "json"))
+    assert (found["verdict"], found["comparison"]["agreement"]) == ("ship", 1)
+
+
 def test_results_of_different_data_are_not_compared(run: Run, case: Case, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     other = make_case(tmp_path / "other", n=300)

@@ -216,13 +216,13 @@ def test_a_read_only_output_folder(optimize: Optimize, case: Case, mounted: Call
 def test_a_disk_too_small_then_larger(optimize: Optimize, case: Case, mounted: Callable[[str], Path]) -> None:
     """Exit code 4 before anything is half-written; once there is space, the same command goes through."""
     place = mounted("size=1m")
-    shell = optimize(case.model, case.data, "--recipe", "fp16", "--runtime", "onnxruntime")
+    shell = optimize(case.model, case.data, "--recipe", "fp16", "--runtime", "onnxruntime", "--rounds", "3", "--batch", "1")
     assert shell.code == 4, shell.err
     assert "The disk is full" in shell.err
     assert "the same command resumes" in shell.err
     assert not (place / "bundle.json").exists()
     subprocess.run(["mount", "-o", "remount,size=64m", place], check=True)
-    shell = optimize(case.model, case.data, "--recipe", "fp16", "--runtime", "onnxruntime")
+    shell = optimize(case.model, case.data, "--recipe", "fp16", "--runtime", "onnxruntime", "--rounds", "3", "--batch", "1")
     assert shell.code == 0, shell.err
     assert (place / "bundle.json").is_file()
 

@@ -88,7 +88,7 @@ class CalibrationEntry(Entry):
 
 
 class ValidationEntry(Entry):
-    sha256: Digest = Field(description="Content fingerprint.")
+    sha256: Digest = Field(description="Content fingerprint of all validation samples together, as `lowbit validate` gives it.")
     n: Count
     n_search: Count | None = Field(default=None, description="Samples that the search and the tuning looked at.")
     n_confirm: Count | None = Field(default=None, description="Samples that only confirmed the finalists.")

@@ -97,7 +97,7 @@ def read_request(model: str | Path, data: Data, options: Options) -> Request:
     calibration = None
     if options.calibration is not None:
         calibration = open_data(options.calibration, source.inputs, samples.preprocess, target=options.target)
-    parts = split(samples, calibration)
+    parts = split(samples, calibration, metric.groups(samples.labels))
     kinds = traits(operator_counts(source.path))
     recipes = _recipes(options.recipes, recipes_for(kinds, nncf=options.nncf and nncf_installed()))
     hardware = probe()

@@ -92,25 +92,17 @@ def pruned(out: Path, candidate: Candidate, chosen: str) -> Candidate:
 
 def data_entry(context: Context) -> DataEntry:
     split = context.split
-    # The validation samples are the two parts together; their fingerprint must not depend on where the cut is.
-    validation = "".join(sorted((split.search.fingerprint, split.confirm.fingerprint)))
     return DataEntry(
         source=split.search.name,
         calibration=CalibrationEntry(sha256=split.calibration.fingerprint, n=len(split.calibration), how_selected=split.how_selected),
         validation=ValidationEntry(
-            sha256=hex_digest(validation),
+            sha256=split.validation.fingerprint,
             n=len(split.search) + len(split.confirm),
             n_search=len(split.search),
             n_confirm=len(split.confirm),
             skipped=len(split.search.skipped),
         ),
     )
-
-
-def hex_digest(text: str) -> str:
-    import hashlib
-
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def notes(context: Context, complete: bool) -> tuple[str, ...]:
