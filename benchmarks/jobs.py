@@ -64,14 +64,16 @@ def run(name: str) -> dict[str, Any]:
 
 def line(name: str, result: dict[str, Any]) -> str:
     """One row of the table."""
-    speeds = [
-        f"batch {m['batch']}: {m['speedup']['value']:.2f}x [{m['speedup']['ci_low']:.2f}, {m['speedup']['ci_high']:.2f}]{' noisy' if m['noisy'] else ''}"
-        for m in result["measurements"]
-        if m["streams"] == 1 and m["speedup"]
-    ]
     delta = result["delta"]
     change = f"{-100 * delta['value']:+.2f} [{-100 * delta['ci_high']:+.2f}, {-100 * delta['ci_low']:+.2f}]"
-    return f"{name:<11} {result['verdict']:<12} {result['chosen']:<34} {change:<24} size {result['size_share']:.2f}  {'  '.join(speeds)}"
+    speeds = "  ".join(speed(m) for m in result["measurements"] if m["streams"] == 1 and m["speedup"])
+    return f"{name:<11} {result['verdict']:<12} {result['chosen']:<34} {change:<24} size {result['size_share']:.2f}  {speeds}"
+
+
+def speed(measurement: dict[str, Any]) -> str:
+    ratio = measurement["speedup"]
+    noisy = " noisy" if measurement["noisy"] else ""
+    return f"batch {measurement['batch']}: {ratio['value']:.2f}x [{ratio['ci_low']:.2f}, {ratio['ci_high']:.2f}]{noisy}"
 
 
 def main() -> None:

@@ -48,7 +48,9 @@ def show_result(bundle: Bundle, form: str) -> None:
 
     candidates = [candidate_of(entry) for entry in (bundle.manifest.baseline, *bundle.manifest.candidates)]
     console.print(
-        candidate_table(sorted(candidates, key=lambda entry: order(entry, baseline_id)), verdicts, decision.chosen, console.width)
+        candidate_table(
+            sorted(candidates, key=lambda entry: order(entry, baseline_id)), verdicts, decision.chosen, console.width, baseline_id
+        )
     )
     console.print("~ rough: a noisy machine, or timed quickly in the search; trust the ratio more than the milliseconds\n", style="dim")
     console.print(Text.assemble((f"{decision.verdict}", COLOURS[decision.verdict]), ": ", (decision.chosen, "bold")))
@@ -72,7 +74,7 @@ def candidate_table(
     verdicts: Mapping[str, Verdict] | None = None,
     chosen: str | None = None,
     width: int = WIDE,
-    baseline_id: str = "fp32@onnxruntime",
+    baseline_id: str | None = None,
 ) -> Table:
     """The candidates with what is known of them; a narrow terminal sees fewer columns, never broken ones."""
     from rich.table import Table

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
 
-from lowbit.data import Dataset, Preprocess, Split, check_labels, open_data, split
+from lowbit.data import Dataset, Preprocess, Split, open_data, split
 from lowbit.errors import ModelError, UsageError, unknown
 from lowbit.graph.load import load_model, operator_counts
 from lowbit.graph.nncf_writer import installed as nncf_installed
@@ -91,8 +91,6 @@ def read_request(model: str | Path, data: Data, options: Options) -> Request:
         data, source.inputs, read_preprocess(options.preprocess), target=options.target, slices=options.slices, limit=options.limit
     )
     task, metric, _ = metric_for(options.task, options.metric, source.outputs, samples.labels)
-    if task == "classification" and samples.labels is not None and (classes := _classes(source)):
-        check_labels(samples.labels, classes)
     policy = read_policy(options, task, metric, call_batch(source.inputs, 0))
     calibration = None
     if options.calibration is not None:
@@ -195,12 +193,6 @@ def _positive(what: str, value: float | None) -> float | None:
     if value is not None and value <= 0:
         raise UsageError(f"{what} {value} is not above zero.")
     return value
-
-
-def _classes(model: Model) -> int | None:
-    """Number of classes, where the model's first output says it: its last axis, if it is wider than one."""
-    last = model.outputs[0].shape[-1] if model.outputs[0].shape else None
-    return last if isinstance(last, int) and last > 1 else None
 
 
 def parse_duration(text: str) -> float:
