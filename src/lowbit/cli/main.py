@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 
 import click
@@ -65,6 +66,7 @@ def main() -> None:
     """Entry point: runs the command and turns errors into a message and an exit code."""
     from lowbit.errors import LowbitError
 
+    signal.signal(signal.SIGTERM, interrupt)  # a scheduler's polite end is Ctrl-C to us: say what is kept, exit 4
     try:
         cli.main(prog_name="lowbit", standalone_mode=False)
     except click.exceptions.Exit as stop:
@@ -86,6 +88,11 @@ def main() -> None:
         sys.exit(0)
     except Exception as error:
         sys.exit(report_bug(error))
+
+
+def interrupt(signum: int, frame: object) -> None:  # noqa: ARG001
+    """Ends the run as Ctrl-C does."""
+    raise KeyboardInterrupt
 
 
 def report_bug(error: Exception) -> int:
