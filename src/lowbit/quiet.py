@@ -15,11 +15,25 @@ A program that imports those libraries itself, before lowbit does, keeps the tel
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 def no_telemetry() -> None:
     """Turns telemetry off for this process and those it starts. Call it before importing onnxruntime, openvino or nncf."""
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None blocks an import (language reference 5.3.1)
+
+
+@contextmanager
+def no_warnings() -> Iterator[None]:
+    """Holds back log lines below errors: a library's advice to someone who calls it directly is noise to our users."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(previous)

@@ -31,7 +31,7 @@ def reporter_for(stream: TextIO) -> Iterator[Reporter]:
 
     console = Console(file=stream)
     board = Board(console.width)
-    with Live(console=console, get_renderable=board.render, refresh_per_second=4):
+    with Live(console=console, get_renderable=board.render, refresh_per_second=4, transient=True):
         yield board
 
 
@@ -128,6 +128,7 @@ class Board(Reporter):
         if self.candidates:
             parts.append(candidate_table(list(self.candidates.values()), width=self.width))
         line = Table.grid(padding=(0, 1))
-        bar = ProgressBar(total=self.clock.total, completed=self.clock.done, width=30, pulse=self.clock.total is None)
-        line.add_row(Text(self.name, style="bold"), bar, Text(self.clock.left()), Text(self.detail, style="dim"))
-        return Group(*parts, line)
+        bar = ProgressBar(total=self.clock.total, completed=self.clock.done, width=20, pulse=self.clock.total is None)
+        line.add_row(Text(self.name, style="bold", no_wrap=True), bar, Text(self.clock.left(), no_wrap=True))
+        detail = Text(self.detail, style="dim", no_wrap=True, overflow="ellipsis")
+        return Group(*parts, line, detail)

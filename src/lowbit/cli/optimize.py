@@ -28,7 +28,13 @@ from lowbit.cli.options import Duration, Numbers, budget_options, data_options, 
 @click.option("--max-latency", type=Duration(), metavar="TIME", help="Ceiling of p95 at the smallest batch size, e.g. 60ms.")
 @click.option("--time-limit", type=Duration(), metavar="TIME", help="Decide with what is found by then, e.g. 10m.")
 @click.option("--runtime", "runtimes", multiple=True, metavar="NAME", help="Search only these runtimes. Repeatable.")
-@click.option("--recipe", "recipes", multiple=True, metavar="NAME", help="Try only these recipes. Repeatable.")
+@click.option(
+    "--recipe",
+    "recipes",
+    multiple=True,
+    metavar="NAME",
+    help="Try only these recipes (and FP32, the yardstick), e.g. fp16, int8-static-mse. Repeatable.",
+)
 @click.option("--nncf/--no-nncf", default=True, show_default=True, help="Let NNCF make a candidate where it is installed.")
 @click.option("--rounds", type=click.IntRange(3, 1000), default=12, show_default=True, help="Turns of each finalist in the final timing.")
 @click.option("--safety-critical", is_flag=True, help="A wrong answer can hurt someone: be told what that means here.")

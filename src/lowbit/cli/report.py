@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import click
@@ -10,8 +12,8 @@ import click
 @click.command("report", short_help="Write a bundle's report again, or open it.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE.html", help="Where to write it.  [default: BUNDLE/report.html]")
-@click.option("--open/--no-open", "show", default=True, show_default=True, help="Open it in the browser, where there is one.")
-def command(bundle: Path, out: Path | None, show: bool) -> None:
+@click.option("--open/--no-open", "show", default=None, help="Open it in the browser.  [default: from a terminal with a display]")
+def command(bundle: Path, out: Path | None, show: bool | None) -> None:
     """Write the report of BUNDLE (a folder that `lowbit optimize` made) from its manifest, and open it."""
     from lowbit.bundle.bundle import Bundle
     from lowbit.bundle.manifest import write_atomic
@@ -20,6 +22,11 @@ def command(bundle: Path, out: Path | None, show: bool) -> None:
     loaded = Bundle.load(bundle, verify=False)
     path = out or bundle / "report.html"
     write_atomic(path, render_report(loaded.manifest, title=Path(loaded.manifest.source.path).stem))
-    if show:
+    if has_display() if show is None else show:
         click.launch(str(path.resolve()))
     click.echo(path)
+
+
+def has_display() -> bool:
+    """True where a browser window can appear."""
+    return sys.stdout.isatty() and (sys.platform in ("darwin", "win32") or bool({"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()))

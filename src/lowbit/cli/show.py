@@ -27,6 +27,11 @@ COLOURS: Mapping[str, str] = {
 WIDE, MEDIUM, NARROW = 132, 108, 96
 """Terminal widths from which the interval, the metric and the size are shown."""
 
+LEGEND = """~ rough: a noisy machine, or timed quickly in the search; trust the ratio more than the milliseconds
+finalists and the baseline: on the confirming samples; the others: on the search's, so compare changes, not values
+provisional: not proved; reject: too slow, or another is as good or better; refuse: broken, or far over the budget
+"""
+
 
 def show_result(bundle: Bundle, form: str) -> None:
     """Prints a bundle's decision on stdout, as a table or as the manifest's JSON."""
@@ -49,10 +54,14 @@ def show_result(bundle: Bundle, form: str) -> None:
     candidates = [candidate_of(entry) for entry in (bundle.manifest.baseline, *bundle.manifest.candidates)]
     console.print(
         candidate_table(
-            sorted(candidates, key=lambda entry: order(entry, baseline_id)), verdicts, decision.chosen, console.width, baseline_id
+            sorted(candidates, key=lambda entry: order(entry, baseline_id, decision.chosen)),
+            verdicts,
+            decision.chosen,
+            console.width,
+            baseline_id,
         )
     )
-    console.print("~ rough: a noisy machine, or timed quickly in the search; trust the ratio more than the milliseconds\n", style="dim")
+    console.print(LEGEND, style="dim")
     console.print(Text.assemble((f"{decision.verdict}", COLOURS[decision.verdict]), ": ", (decision.chosen, "bold")))
     for reason in decision.reasons:
         console.print(f"  {reason}", markup=False)
@@ -63,10 +72,10 @@ def show_result(bundle: Bundle, form: str) -> None:
     console.print(f"Report: {bundle.folder / 'report.html'}", markup=False)
 
 
-def order(candidate: Candidate, baseline_id: str) -> tuple[bool, bool, float]:
-    """The baseline first, then by latency at the first batch size; what was never timed last."""
+def order(candidate: Candidate, baseline_id: str, chosen: str) -> tuple[bool, bool, bool, float]:
+    """What was chosen and the baseline first, then by latency at the first batch size; what was never timed last."""
     times = [entry.latency_ms.p50 for entry in candidate.measurements]
-    return candidate.id != baseline_id, not times or candidate.status != "done", times[0] if times else 0.0
+    return candidate.id != chosen, candidate.id != baseline_id, not times or candidate.status != "done", times[0] if times else 0.0
 
 
 def candidate_table(
@@ -81,13 +90,15 @@ def candidate_table(
     from rich.text import Text
 
     batches = sorted({entry.batch for candidate in candidates for entry in candidate.measurements if entry.streams == 1})
+    batches = batches if width >= NARROW else batches[:1]
     metric = next((words.metric_name(entry.evidence.metric.name) for entry in candidates if entry.evidence), "metric")
     final = max((entry.rounds for candidate in candidates for entry in candidate.measurements), default=0)
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("candidate", no_wrap=True)
     if width >= MEDIUM:
         table.add_column(metric, justify="right", no_wrap=True)
-    table.add_column("change", justify="right", no_wrap=True)
+    relative = any(entry.evidence and entry.evidence.delta.relative for entry in candidates)
+    table.add_column("change, of baseline" if relative and width >= NARROW else "change", justify="right", no_wrap=True)
     for batch in batches:
         table.add_column(f"batch {batch}", justify="right", no_wrap=True)
     if width >= NARROW:

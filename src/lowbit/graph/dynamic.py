@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
-from lowbit.quiet import no_telemetry
+from lowbit.quiet import no_telemetry, no_warnings
 from lowbit.recipe import Recipe
 
 OPERATORS = ("MatMul", "Gemm", "LSTM", "Attention")
@@ -23,9 +22,7 @@ def write_dynamic(prepared: Path, out: Path, recipe: Recipe) -> Path:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     out.parent.mkdir(parents=True, exist_ok=True)
-    previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # its advice to run a pre-processing step that has already been done
-    try:
+    with no_warnings():  # its advice to run a pre-processing step that has already been done
         quantize_dynamic(
             onnx.load_model(prepared),
             str(out),
@@ -34,6 +31,4 @@ def write_dynamic(prepared: Path, out: Path, recipe: Recipe) -> Path:
             weight_type=QuantType.QInt8 if recipe.weights.dtype == "int8" else QuantType.QUInt8,
             nodes_to_exclude=list(recipe.exclude),
         )
-    finally:
-        logging.disable(previous)
     return out

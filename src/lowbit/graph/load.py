@@ -86,6 +86,11 @@ def _parse(path: Path) -> onnx.ModelProto:
 
 
 def _not_onnx(path: Path) -> ModelError:
+    if path.suffix in (".pt", ".pth", ".th", ".bin", ".safetensors", ".ckpt"):
+        return ModelError(
+            f"'{path.name}' looks like a PyTorch file, not an ONNX model.",
+            "Export it first: torch.onnx.export(model, (example,), 'model.onnx').",
+        )
     return ModelError(
         f"'{path.name}' ({path.stat().st_size:,} bytes) is not a whole ONNX model: it is another format, or was cut off.",
         "Export or copy it again; `python -m onnx.checker` says more about a file that is nearly right.",

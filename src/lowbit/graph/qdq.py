@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lowbit.quiet import no_telemetry
+from lowbit.quiet import no_telemetry, no_warnings
 from lowbit.recipe import Recipe
 
 RangeOf = Callable[[str], tuple[float, float] | None]
@@ -57,7 +57,8 @@ def write_static(prepared: Path, out: Path, recipe: Recipe, range_of: RangeOf) -
         op_types_to_quantize=list(recipe.operators) or sorted({*QDQRegistry, *QLinearOpsRegistry}),
         extra_options={"ActivationSymmetric": recipe.activations.symmetric, "WeightSymmetric": recipe.weights.symmetric},
     )
-    quantizer.quantize_model()
+    with no_warnings():
+        quantizer.quantize_model()
     out.parent.mkdir(parents=True, exist_ok=True)
     quantizer.model.save_model_to_file(str(out), False)
     return out

@@ -20,6 +20,8 @@ from lowbit.types import Feeds, Measurement, Model, Tuning
 IDS_BELOW = 400
 """Random integer inputs stay below this: small enough for any vocabulary or table."""
 
+NOTHING = "It did not finish a round."
+
 
 @dataclass(frozen=True)
 class Row:
@@ -58,6 +60,8 @@ def bench(
     labels = short_names(models)
     if any(_signature(source) != _signature(sources[0]) for source in sources):
         raise UsageError("The models take different inputs, so one feed cannot time them all.", "Bench them one by one.")
+    if not batches or min(batches) < 1:
+        raise UsageError(f"Batch sizes {list(batches)} are not all 1 or more.", "Give e.g. --batch 1,8.")
     rows = []
     for batch in dict.fromkeys(call_batch(sources[0].inputs, size) for size in batches):
         variants = [
@@ -78,7 +82,9 @@ def bench(
         first = results[variants[0].id]
         for variant in variants:
             result = results[variant.id]
-            rows.append(Row(variant.id, measurement(result, first) if result.usable else None, result.error))
+            rows.append(
+                Row(variant.id, measurement(result, first) if result.usable else None, None if result.usable else result.error or NOTHING)
+            )
     return rows
 
 

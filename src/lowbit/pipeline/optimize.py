@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lowbit.bundle import words
 from lowbit.bundle.bundle import Bundle
 from lowbit.errors import Interrupted, LowbitError
 from lowbit.graph.prepare import prepare
@@ -23,7 +24,7 @@ from lowbit.pipeline.search import pending, search
 from lowbit.pipeline.store import Store, claimed, discard, need_space
 from lowbit.pipeline.tune import tune
 from lowbit.pipeline.write import clean_up, write_bundle
-from lowbit.types import Decision
+from lowbit.types import Candidate, Decision
 
 FINISH_SHARE = 0.25
 """Part of a time limit kept for confirming and timing the finalists."""
@@ -124,7 +125,8 @@ def run(context: Context, request: Request, command: str) -> Decision:
     if context.state.baseline is None:
         inference_ms, request_ms = request_times(context)
         advice = advise(context.model, baseline, context.policy, inference_ms=inference_ms, request_ms=request_ms)
-        context.record("baseline", candidate=baseline, advice=list(advice))
+        context.record("baseline", candidate=baseline, advice=[*doubts(request), *advice])
+    context.reporter.note(f"FP32 baseline: {baseline_value(baseline)}.")
     for line in context.state.advice:
         context.reporter.note(line)
     search(context, QuickTimes(context), lambda: write_bundle(context, decide_now(context), command, complete=False))
@@ -134,6 +136,31 @@ def run(context: Context, request: Request, command: str) -> Decision:
     context.record("decided", decision=decision, complete=not context.cut_short)
     write_bundle(context, decision, command)
     return decision
+
+
+def doubts(request: Request) -> list[str]:
+    """What in the request may make every number below wrong, said before the numbers are. Pure."""
+    found, data = [], request.data
+    if request.options.preprocess is None and data.preprocess.kind == "image":
+        found.append(
+            f"No preprocessing was given ({data.preprocess.note}). If the baseline is worse than you know the model to be, "
+            "give what it was trained with, e.g. --preprocess imagenet."
+        )
+    outputs = [info.shape[-1] for info in request.model.outputs if info.shape and isinstance(info.shape[-1], int)]
+    if data.classes and outputs and len(data.classes) < outputs[0]:
+        found.append(
+            f"The data has {len(data.classes)} classes, numbered in the order of their names, and the model {outputs[0]} outputs: "
+            "if the model numbers them differently, say how with a labels.csv."
+        )
+    return found
+
+
+def baseline_value(baseline: Candidate) -> str:
+    """E.g. "top-1 81.03 % on 9,488 samples"."""
+    parts = [part.metric for part in (baseline.search, baseline.confirm) if part is not None]
+    n = sum(part.n for part in parts)
+    value = sum(part.value * part.n for part in parts) / n
+    return f"{words.metric_name(parts[0].name)} {words.metric_value(parts[0].name, value)} on {n:,} samples"
 
 
 def decide_now(context: Context) -> Decision:

@@ -86,7 +86,7 @@ def next_steps(verdict: Verdict, about: Candidate, source: Candidate, policy: Po
         steps += _reviews(about, evidence)
     if policy.safety_critical:
         steps.append("A wrong answer can hurt someone: route critical cases to the source model, and have a person confirm them.")
-    return tuple(steps)
+    return tuple(dict.fromkeys(steps))
 
 
 def samples_to_settle(delta: Delta, limit: float) -> int | None:

@@ -34,6 +34,9 @@ SLICE = "slice:"
 """Start of a slice column's name among the columns of a samples file."""
 OURS = frozenset({"finite", "width", "fingerprint"})
 """Columns that every samples file of ours has."""
+NEEDS_REFERENCE = ("kl", "relative_error")
+"""Metrics of the distance to another model: of one model alone they say nothing."""
+
 MEANINGS = {
     "ship": "the whole interval lies within the budget of {budget}",
     "provisional": "the estimate lies within the budget of {budget}, but not a whole interval, or a slice loses more",
@@ -107,7 +110,11 @@ def validate(
     finally:
         session.close()
     value = metric.value(outcomes.columns)
-    secondary = {other.name: other.value(outcomes.columns) for other in others if other.measurable(outcomes.columns)}
+    secondary = {
+        other.name: other.value(outcomes.columns)
+        for other in others
+        if other.name not in NEEDS_REFERENCE and other.measurable(outcomes.columns)
+    }
     return Scored(
         source.path.name,
         source.sha256,
