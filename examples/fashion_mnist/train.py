@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -128,6 +129,16 @@ def export(model: nn.Module, path: Path) -> None:
         verbose=False,
     )
     program.save(str(path), external_data=False)
+    forget_paths(path)
+
+
+def forget_paths(path: Path) -> None:
+    """Removes the stack traces that the exporter keeps beside every node: they name folders of this machine."""
+    model = onnx.load(path)
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        del part.metadata_props[:]
+    onnx.save(model, path)
 
 
 def main() -> None:
