@@ -179,11 +179,11 @@ def test_absolute_paths_are_cut_to_base_names(found: str, kept: str) -> None:
 
 def test_neither_home_nor_working_folder_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     home = tmp_path / "Ann Lee"
-    (home / "work").mkdir(parents=True)
+    (home / "models").mkdir(parents=True)
     monkeypatch.setenv("HOME", str(home))
-    monkeypatch.chdir(home / "work")
+    monkeypatch.chdir(home / "models")
     assert (
-        ship(command=f"lowbit optimize {home}/work/m.onnx --data {home}/val --out {home}").command
+        ship(command=f"lowbit optimize {home}/models/m.onnx --data {home}/val --out {home}").command
         == "lowbit optimize m.onnx --data val --out ~"
     )
 
