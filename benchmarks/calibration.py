@@ -58,7 +58,7 @@ def plain(model: Path, n: int, batch: int, threads: int) -> None:
 
 
 def ours(model: Path, n: int, batch: int, threads: int, methods: tuple[str, ...]) -> None:
-    from lowbit.pipeline.calibrate import calibrate
+    from lowbit.compress.calibrate import calibrate
     from lowbit.types import Batch
 
     batches = (Batch(np.arange(len(x)), {"x": x}, None) for x in images(n, batch))
@@ -90,7 +90,7 @@ def work(name: str, model: Path, n: int, batch: int, threads: int) -> None:
     import onnx  # noqa: F401  imports are not what is measured
     import onnxruntime.quantization.calibrate  # noqa: F401
 
-    import lowbit.pipeline.calibrate  # noqa: F401
+    import lowbit.compress.calibrate  # noqa: F401
 
     cpu_before, start = time.process_time(), time.perf_counter()
     if name == "plain":

@@ -20,7 +20,7 @@ from conftest import missing
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "lowbit"
 
-ROOMS = ("cli", "pipeline", "bundle", "measure", "runtimes", "graph", "data", "quant", "recipe", "types", "errors")
+ROOMS = ("cli", "pipeline", "bundle", "compress", "measure", "runtimes", "graph", "data", "quant", "recipe", "types", "errors")
 """Each may import those after it, and itself."""
 FREE = ("__init__", "quiet")
 """The version, and a module that imports nothing of ours: anyone may."""

@@ -1,6 +1,6 @@
 """Write static INT8 models in QDQ form: QuantizeLinear/DequantizeLinear pairs around the operators.
 
-The placement is onnxruntime's QDQ quantizer; the ranges are lowbit's own (pipeline/calibrate).
+The placement is onnxruntime's QDQ quantizer; the ranges are lowbit's own (compress/calibrate).
 Activations are unsigned and weights signed: with signed asymmetric activations onnxruntime on
 x86 misses its VNNI kernels and is slower than FP32 (docs/concepts/dialects.md).
 """

@@ -13,7 +13,7 @@ from lowbit.data.splits import Split
 from lowbit.measure.metrics import Metric
 from lowbit.measure.outcomes import Outcomes
 from lowbit.measure.race import FINAL
-from lowbit.pipeline.calibrate import CalibrationStats
+from lowbit.compress.calibrate import CalibrationStats
 from lowbit.pipeline.evaluate import Reference, call_batch, repeated
 from lowbit.pipeline.journal import State, apply, encode
 from lowbit.pipeline.reporting import Reporter

@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from lowbit.errors import DataError, LowbitError, ModelError, UsageError
-from lowbit.pipeline.calibrate import CalibrationStats, calibrate
+from lowbit.compress.calibrate import CalibrationStats, calibrate
 from lowbit.types import Array, Batch
 
 N = 24

@@ -12,7 +12,7 @@ from lowbit.graph.halves import write_fp16
 from lowbit.graph.load import graph_inputs
 from lowbit.graph.nncf_writer import write_nncf
 from lowbit.graph.qdq import RangeOf, write_static
-from lowbit.pipeline.calibrate import CalibrationStats
+from lowbit.compress.calibrate import CalibrationStats
 from lowbit.recipe import Recipe
 from lowbit.types import Feeds
 
