@@ -11,8 +11,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from lowbit.errors import DataError, LowbitError, ModelError, UsageError
 from lowbit.compress.calibrate import CalibrationStats, calibrate
+from lowbit.errors import DataError, LowbitError, ModelError, UsageError
 from lowbit.types import Array, Batch
 
 N = 24

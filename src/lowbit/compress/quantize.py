@@ -6,13 +6,13 @@ import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from lowbit.compress.calibrate import CalibrationStats
 from lowbit.errors import ModelError
 from lowbit.graph.dynamic import write_dynamic
 from lowbit.graph.halves import write_fp16
 from lowbit.graph.load import graph_inputs
 from lowbit.graph.nncf_writer import write_nncf
 from lowbit.graph.qdq import RangeOf, write_static
-from lowbit.compress.calibrate import CalibrationStats
 from lowbit.recipe import Recipe
 from lowbit.types import Feeds
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lowbit.bundle.manifest import without_paths
+from lowbit.compress.calibrate import CalibrationStats
 from lowbit.data.dataset import Dataset
 from lowbit.data.splits import Split
 from lowbit.measure.metrics import Metric
 from lowbit.measure.outcomes import Outcomes
 from lowbit.measure.race import FINAL
-from lowbit.compress.calibrate import CalibrationStats
 from lowbit.pipeline.evaluate import Reference, call_batch, repeated
 from lowbit.pipeline.journal import State, apply, encode
 from lowbit.pipeline.reporting import Reporter

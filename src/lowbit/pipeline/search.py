@@ -12,17 +12,17 @@ from pathlib import Path
 
 import numpy as np
 
+from lowbit.compress.calibrate import CalibrationStats, calibrate
+from lowbit.compress.quantize import quantize
 from lowbit.errors import DataError, ModelError
 from lowbit.graph.load import artifact_size
 from lowbit.graph.parameters import read_parameters, save_parameters
 from lowbit.measure.compare import compare
 from lowbit.measure.outcomes import Outcomes
-from lowbit.compress.calibrate import CalibrationStats, calibrate
 from lowbit.pipeline.context import Context
 from lowbit.pipeline.evaluate import repeated
 from lowbit.pipeline.judge import FAR
 from lowbit.pipeline.plan import Plan, plan
-from lowbit.compress.quantize import quantize
 from lowbit.pipeline.recipes import structure
 from lowbit.pipeline.score import score
 from lowbit.pipeline.screen import QuickTimes, plainly_slow
