@@ -12,6 +12,8 @@ from lowbit.graph.dynamic import write_dynamic
 from lowbit.graph.halves import write_fp16
 from lowbit.graph.load import graph_inputs
 from lowbit.graph.nncf_writer import write_nncf
+from lowbit.graph.onnxruntime_writer import write_defaults
+from lowbit.graph.profiles import profile
 from lowbit.graph.qdq import RangeOf, write_static
 from lowbit.recipe import Recipe
 from lowbit.types import Feeds
@@ -26,6 +28,7 @@ def quantize(
     stats: CalibrationStats | None = None,
     feeds: Sequence[Feeds] = (),
     transformer: bool = False,
+    target: str = "onnxruntime-cpu",
 ) -> Path:
     """Writes the artifact of `recipe` to `out`; `out` appears whole or not at all.
 
@@ -37,6 +40,7 @@ def quantize(
         stats: Calibration statistics, for static recipes.
         feeds: Calibration batches, for NNCF, which runs its own calibration.
         transformer: The model has attention.
+        target: Whose profile decides where static recipes are rounded (graph/profiles.py).
 
     Raises:
         ModelError: the writer could not make it; the message is the writer's.
@@ -44,7 +48,7 @@ def quantize(
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.stem}.tmp.onnx")
     try:
-        _write(source, prepared, recipe, temporary, stats, feeds, transformer)
+        _write(source, prepared, recipe, temporary, stats, feeds, transformer, target)
         temporary.replace(out)
     except (ModelError, OSError, KeyboardInterrupt):
         raise
@@ -56,7 +60,14 @@ def quantize(
 
 
 def _write(
-    source: Path, prepared: Path, recipe: Recipe, out: Path, stats: CalibrationStats | None, feeds: Sequence[Feeds], transformer: bool
+    source: Path,
+    prepared: Path,
+    recipe: Recipe,
+    out: Path,
+    stats: CalibrationStats | None,
+    feeds: Sequence[Feeds],
+    transformer: bool,
+    target: str,
 ) -> None:
     if recipe.method == "none":
         shutil.copyfile(source, out)
@@ -68,7 +79,11 @@ def _write(
         write_nncf(prepared, out, feeds, transformer=transformer)
     else:
         assert stats is not None, f"{recipe.name} needs calibration statistics"
-        write_static(prepared, out, recipe, range_of(recipe, stats, graph_inputs(prepared)))
+        ranges = range_of(recipe, stats, graph_inputs(prepared))
+        if recipe.method == "onnxruntime-defaults":
+            write_defaults(prepared, out, recipe, ranges)
+        else:
+            write_static(prepared, out, recipe, ranges, profile(target))
 
 
 def range_of(recipe: Recipe, stats: CalibrationStats, inputs: Collection[str]) -> RangeOf:
