@@ -126,3 +126,65 @@ def test_agrees_with_onnx_quantize_linear() -> None:
     feeds = {"x": values, "s": params.scale, "z": params.zero_point.astype(np.int8)}
     expected = ReferenceEvaluator(model).run(None, feeds)[0]
     assert np.array_equal(affine.quantize(values, params), expected)
+
+
+# Blocks ----------------------------------------------------------------------------------------------------------------
+
+shapes = st.tuples(st.integers(1, 6), st.integers(1, 12))
+
+
+@given(shapes, st.integers(1, 14), st.sampled_from([0, 1, -1]), st.sampled_from(TYPES), st.booleans(), st.integers(0, 1000))
+def test_every_block_is_a_tensor_of_its_own(shape: tuple[int, int], block: int, axis: int, dtype: str, symmetric: bool, seed: int) -> None:
+    values = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+    params = affine.from_values(values, dtype, symmetric=symmetric, axis=axis, block=block)
+    found = np.moveaxis(affine.round_trip(values, params), axis, -1)
+    rows = np.moveaxis(values, axis, -1)
+    for row, start in np.ndindex(rows.shape[0], -(-rows.shape[1] // block)):
+        part = rows[row, start * block : (start + 1) * block]
+        own = affine.from_values(part, dtype, symmetric=symmetric)
+        assert np.array_equal(found[row, start * block : (start + 1) * block], affine.round_trip(part, own))
+
+
+@given(shapes, st.integers(0, 5), st.sampled_from(TYPES), st.booleans(), st.integers(0, 1000))
+def test_a_block_that_covers_the_axis_is_a_channel(shape: tuple[int, int], more: int, dtype: str, symmetric: bool, seed: int) -> None:
+    values = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+    channel = affine.from_values(values, dtype, symmetric=symmetric, axis=0)
+    blocked = affine.from_values(values, dtype, symmetric=symmetric, axis=1, block=shape[1] + more)
+    assert blocked.scale.shape == (shape[0], 1)
+    assert np.array_equal(affine.quantize(values, blocked), affine.quantize(values, channel))
+    assert np.array_equal(affine.round_trip(values, blocked), affine.round_trip(values, channel))
+
+
+def test_blocks_agree_with_onnx_quantize_linear() -> None:
+    import onnx
+    from onnx.reference import ReferenceEvaluator
+
+    values = np.random.default_rng(0).normal(size=(4, 12)).astype(np.float32)
+    params = affine.from_values(values, "int8", symmetric=False, axis=1, block=4)
+    node = onnx.helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], axis=1, block_size=4)
+    infos = [onnx.helper.make_tensor_value_info(n, t, None) for n, t in (("x", 1), ("s", 1), ("z", 3))]
+    graph = onnx.helper.make_graph([node], "g", infos, [onnx.helper.make_tensor_value_info("q", 3, None)])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)])
+    feeds = {"x": values, "s": params.scale, "z": params.zero_point.astype(np.int8)}
+    assert np.array_equal(affine.quantize(values, params), ReferenceEvaluator(model).run(None, feeds)[0])
+
+
+def test_blocks_must_fit() -> None:
+    values = np.ones((2, 6), np.float32)
+    for axis, block in ((1, 0), (2, 3), (None, 3)):
+        with pytest.raises(UsageError, match="do not fit"):
+            affine.from_values(values, "int8", symmetric=True, axis=axis, block=block)
+    with pytest.raises(UsageError, match="positive block"):
+        affine.from_range(values, values, "int8", symmetric=True, block=3)
+    params = affine.from_values(values, "int8", symmetric=True, axis=1, block=3)
+    with pytest.raises(UsageError, match="do not fit"):
+        affine.quantize(np.ones((2, 9), np.float32), params)
+
+
+@given(finite, finite, st.floats(0, 1e6), st.floats(0, 1e6), st.sampled_from(TYPES), st.booleans())
+def test_a_wider_range_is_never_finer(a: float, b: float, below: float, above: float, dtype: str, symmetric: bool) -> None:
+    low, high = min(a, b, 0.0), max(a, b, 0.0)
+    if low == high:
+        return
+    narrow, wide = (affine.from_range(*ends, dtype, symmetric=symmetric) for ends in ((low, high), (low - below, high + above)))
+    assert wide.scale >= narrow.scale

@@ -168,3 +168,33 @@ def test_what_cannot_be_answered_is_said() -> None:
         ranges.find_range(bare, "mse")
     with pytest.raises(UsageError, match="percentile"):
         ranges.find_range(bare, "percentil")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("kind", ["normal", "laplace", "relu"])
+def test_each_number_of_levels_gets_its_own_range(kind: str, bits: int) -> None:
+    values = drawn(kind, 30_000)
+    stats, levels = stats_of(values), 1 << bits
+    low, high = ranges.find_range(stats, "mse", levels)
+
+    def error(a: float, b: float) -> float:
+        return float(np.mean((affine.round_trip(values, affine.from_range(a, b, f"uint{bits}", symmetric=False)) - values) ** 2))
+
+    least, most = ranges.minmax(stats)
+    lows = [0.0] if least == 0.0 else least * np.linspace(0.05, 1, 24)
+    assert error(low, high) <= 1.03 * min(error(float(a), float(b)) for a in lows for b in most * np.linspace(0.03, 1, 48))
+
+
+def test_fewer_levels_clip_more_and_many_clip_nothing() -> None:
+    stats = stats_of(drawn("laplace"))
+    widths = [high - low for low, high in (ranges.find_range(stats, "mse", levels) for levels in (8, 16, 256, 65536))]
+    assert widths == sorted(widths)
+    assert widths[0] < 0.5 * widths[2]
+    assert widths[3] == pytest.approx(stats.high - stats.low, rel=0.02)
+    entropies = [high - low for low, high in (ranges.find_range(stats, "entropy", levels) for levels in (16, 256))]
+    assert entropies[0] < entropies[1]
+    assert ranges.find_range(stats, "entropy", 65536) == ranges.minmax(stats)
+    for method in METHODS:
+        assert ranges.find_range(stats, method, 256) == ranges.find_range(stats, method)
+    with pytest.raises(UsageError, match="levels"):
+        ranges.find_range(stats, "mse", 2)

@@ -27,11 +27,12 @@ class Affine:
     """Quantization parameters of one tensor.
 
     Attributes:
-        scale: float32, [] per tensor or [C] per channel; never zero.
+        scale: float32, [] per tensor, [C] per channel, or blocked: the tensor's own shape with one entry a block along `axis`; never zero.
         zero_point: int32, same shape; the level that stands for exactly 0.0.
         dtype: "int8", "uint4", "int16", ...
         symmetric: True where the zero point is the middle of the grid.
-        axis: The channel axis, None per tensor.
+        axis: The channel axis, or the one that is cut into blocks; None per tensor.
+        block: Elements of a block (the last may be shorter), None where nothing is blocked. As in ONNX from opset 21 on.
     """
 
     scale: Array
@@ -39,6 +40,7 @@ class Affine:
     dtype: str
     symmetric: bool
     axis: int | None = None
+    block: int | None = None
 
 
 def levels(dtype: str, symmetric: bool) -> tuple[int, int]:
@@ -58,18 +60,21 @@ def levels(dtype: str, symmetric: bool) -> tuple[int, int]:
     return low + symmetric, low + (1 << bits) - 1
 
 
-def from_range(low: ArrayLike, high: ArrayLike, dtype: str, *, symmetric: bool, axis: int | None = None) -> Affine:
-    """Parameters for values in [low, high].
+def from_range(
+    low: ArrayLike, high: ArrayLike, dtype: str, *, symmetric: bool, axis: int | None = None, block: int | None = None
+) -> Affine:
+    """Parameters for values in [low, high]. A wider range never has a finer scale.
 
     The range is widened to hold zero, which is then a level of the grid: padding and ReLU stay exact.
     A range of nothing but zero gets scale 1.
 
     Args:
-        low: [] or, per channel, [C].
+        low: [], per channel [C], or blocked [..., blocks, ...].
         high: Same shape; not below `low`.
         dtype: See `levels`.
         symmetric: Same grid on both sides of zero.
-        axis: Kept in the result; needed where the range is per channel.
+        axis: Kept in the result; needed where the range is per channel or blocked.
+        block: Elements of a block along `axis`, None where the range is not blocked.
 
     Raises:
         UsageError: an unknown type, an empty or non-finite range, or channels without an axis.
@@ -77,26 +82,48 @@ def from_range(low: ArrayLike, high: ArrayLike, dtype: str, *, symmetric: bool, 
     least, most = np.minimum(np.asarray(low, np.float64), 0.0), np.maximum(np.asarray(high, np.float64), 0.0)
     if not (np.all(np.isfinite(least)) and np.all(np.isfinite(most))) or np.any(np.asarray(low) > np.asarray(high)):
         raise UsageError("A quantization range must be finite with its low end below its high end.")
-    if least.ndim > 1 or (least.ndim == 1) != (axis is not None):
+    if block is None and (least.ndim > 1 or (least.ndim == 1) != (axis is not None)):
         raise UsageError("A range per channel needs an axis, one per tensor has none.")
+    if block is not None and (block < 1 or axis is None or not -least.ndim <= axis < least.ndim):
+        raise UsageError(f"A range in blocks of {block} needs a positive block and the axis that is cut; it got axis {axis}.")
     bottom, top = levels(dtype, symmetric)
     middle = (bottom + top) // 2
     span = 2 * np.maximum(-least, most) if symmetric else most - least
     scale = np.where(span > 0, np.maximum(span / (top - bottom), _TINY), 1.0).astype(np.float32)
     zero = np.full(least.shape, middle) if symmetric else np.clip(np.rint(bottom - least / scale.astype(np.float64)), bottom, top)
-    return Affine(scale, zero.astype(np.int32), dtype, symmetric, axis)
+    return Affine(scale, zero.astype(np.int32), dtype, symmetric, axis, block)
 
 
-def from_values(values: Array, dtype: str, *, symmetric: bool, axis: int | None = None) -> Affine:
-    """Parameters for the min-max range of an array, per channel along `axis` where one is given.
+def from_values(values: Array, dtype: str, *, symmetric: bool, axis: int | None = None, block: int | None = None) -> Affine:
+    """Parameters for the min-max range of an array: per tensor, per channel along `axis`, or per `block` elements along it.
 
     Raises:
         UsageError: no values, NaN or infinity among them, an unknown type.
     """
     if values.size == 0:
         raise UsageError("An empty array has no range.")
+    if block is not None:
+        low, high = block_ranges(values, axis, block)
+        return from_range(low, high, dtype, symmetric=symmetric, axis=axis, block=block)
     others = None if axis is None else tuple(a for a in range(values.ndim) if a != axis % values.ndim)
     return from_range(values.min(axis=others), values.max(axis=others), dtype, symmetric=symmetric, axis=axis)
+
+
+def block_ranges(values: Array, axis: int | None, block: int) -> tuple[Array, Array]:
+    """Lowest and highest value of every `block` elements along `axis`; the last block may be shorter.
+
+    Raises:
+        UsageError: a block below 1, or an axis the array does not have.
+    """
+    if block < 1 or axis is None or not -values.ndim <= axis < values.ndim:
+        raise UsageError(f"Blocks of {block} along axis {axis} do not fit an array of shape {values.shape}.")
+    starts = np.arange(0, values.shape[axis], block)
+    return np.minimum.reduceat(values, starts, axis=axis), np.maximum.reduceat(values, starts, axis=axis)
+
+
+def aligned(params: Affine, shape: tuple[int, ...]) -> tuple[Array, Array]:
+    """Scale and zero point in shapes that broadcast with an array of `shape`."""
+    return _along(params.scale, shape, params), _along(params.zero_point, shape, params)
 
 
 def quantize(values: Array, params: Affine) -> Array:
@@ -104,20 +131,20 @@ def quantize(values: Array, params: Affine) -> Array:
 
     Args:
         values: float [...].
-        params: Per tensor, or per channel along `params.axis`.
+        params: Per tensor, or per channel or block along `params.axis`.
 
     Returns:
         [...] in the narrowest numpy integer that holds the type.
     """
     bottom, top = levels(params.dtype, params.symmetric)
-    scale, zero = _along(params.scale, values.ndim, params.axis), _along(params.zero_point, values.ndim, params.axis)
+    scale, zero = aligned(params, values.shape)
     grid = np.clip(np.rint(values / scale) + zero, bottom, top)
     return grid.astype(_container(params.dtype))
 
 
 def dequantize(grid: Array, params: Affine) -> Array:
     """Levels -> real values: (x_q - zero_point) * scale, float32 [...]."""
-    scale, zero = _along(params.scale, grid.ndim, params.axis), _along(params.zero_point, grid.ndim, params.axis)
+    scale, zero = aligned(params, grid.shape)
     return ((grid.astype(np.int32) - zero) * scale).astype(np.float32)
 
 
@@ -131,10 +158,17 @@ def _container(dtype: str) -> np.dtype[np.generic]:
     return np.dtype(f"{'u' if unsigned else ''}int{8 if bits <= 8 else 16}")
 
 
-def _along(params: Array, ndim: int, axis: int | None) -> Array:
-    """[C] -> [1, ..., C, ..., 1], to broadcast along `axis`."""
-    if axis is None:
-        return params
-    shape = [1] * ndim
-    shape[axis] = -1
-    return params.reshape(shape)
+def _along(values: Array, shape: tuple[int, ...], params: Affine) -> Array:
+    """Per channel [C] -> [1, ..., C, ..., 1]; per block: each entry repeated over its block."""
+    if params.axis is None:
+        return values
+    if params.block is not None:
+        size = shape[params.axis]
+        if values.ndim != len(shape) or values.shape[params.axis] != -(-size // params.block):
+            raise UsageError(f"Parameters of shape {values.shape} in blocks of {params.block} do not fit an array of shape {shape}.")
+        if values.shape[params.axis] == 1:
+            return values
+        return np.take(values, np.arange(size) // params.block, axis=params.axis)
+    spread = [1] * len(shape)
+    spread[params.axis] = -1
+    return values.reshape(spread)

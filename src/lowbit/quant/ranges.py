@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from lowbit.errors import DataError, unknown
+from lowbit.errors import DataError, UsageError, unknown
 from lowbit.quant.observers import BINS, Histogram, TensorStats
 from lowbit.types import Array, RangeMethod
 
@@ -24,27 +24,35 @@ Output signal-to-noise of static INT8 against FP32, ResNet-20 / MCUNet: 99.9 20.
 """
 
 _LEVELS = 256
-_ENTROPY_LEVELS = 128
+_ENTROPY_LEVELS = _LEVELS // 2
 _ENTROPY_CANDIDATES = 512
 _MSE_STEPS = 96
 _MSE_FINALISTS = 8
 
 
-def find_range(stats: TensorStats, method: RangeMethod) -> tuple[float, float]:
-    """The range of a tensor by one of the four methods, for eight bits.
+def find_range(stats: TensorStats, method: RangeMethod, levels: int = _LEVELS) -> tuple[float, float]:
+    """The range of a tensor by one of the four methods.
+
+    Args:
+        stats: From calibration.
+        method: Of the four.
+        levels: Of the grid: 256 for eight bits, 16 for four. What was seen ("minmax") and how often ("percentile")
+            do not depend on it; which outliers are worth their share of the levels ("entropy", "mse") does.
 
     Raises:
-        UsageError: an unknown method.
+        UsageError: an unknown method, or fewer than four levels.
         DataError: the method needs a histogram, and calibration was asked for min-max alone.
     """
     finders: dict[str, Callable[[TensorStats], tuple[float, float]]] = {
         "minmax": minmax,
         "percentile": percentile,
-        "entropy": entropy,
-        "mse": mse,
+        "entropy": lambda seen: entropy(seen, levels // 2),
+        "mse": lambda seen: mse(seen, levels),
     }
     if method not in finders:
         raise unknown("range method", method, finders)
+    if levels < 4:
+        raise UsageError(f"A grid of {levels} levels is too small; two bits are four levels.")
     if method != "minmax" and not stats.histogram.count:
         raise DataError(f"Range method '{method}' needs a histogram, and calibration kept none.", f"Calibrate with methods=('{method}',).")
     return finders[method](stats)
