@@ -286,7 +286,7 @@ class Policy:
     """What the user asked for; with the evidence it determines the decision.
 
     Attributes:
-        task: "classification", "regression", "embedding", "fidelity" or "custom".
+        task: "classification", "detection", "regression", "embedding", "fidelity" or "custom".
         metric: The metric that the budget is about.
         max_drop: The budget.
         confidence: Of the whole search's statement, two-sided; default 0.95.

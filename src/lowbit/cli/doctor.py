@@ -11,7 +11,7 @@ import click
 
 from lowbit.cli.options import output
 
-EXTRAS = {"openvino": "openvino", "nncf": "nncf", "parquet": "pyarrow", "nvml": "pynvml"}
+EXTRAS = {"openvino": "openvino", "nncf": "nncf", "detection": "pycocotools", "parquet": "pyarrow", "nvml": "pynvml"}
 """Extra -> the module that it brings."""
 
 

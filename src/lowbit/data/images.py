@@ -83,6 +83,11 @@ def _class_folders(path: Path, name: str, image: str, per_class: Mapping[str, li
     return ImageSource(name, path, files, image, np.array(labels, np.int64), tuple(per_class))
 
 
+def find_images(root: Path) -> Iterator[str]:
+    """All images below a folder, relative to it, in sorted order."""
+    return _images(root, "")
+
+
 def _images(root: Path, folder: str, deep: bool = True) -> Iterator[str]:
     """Images below a folder, relative to `root`, in sorted order."""
     for parent, folders, files in os.walk(root / folder):

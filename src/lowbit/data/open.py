@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from lowbit.data.annotated import open_annotated, open_coco
 from lowbit.data.arrays import ArraySource, from_arrays, open_npz
 from lowbit.data.custom import is_custom, open_custom
 from lowbit.data.dataset import MIN_SAMPLES, Dataset, scan
 from lowbit.data.fit import describe_input, main_input
 from lowbit.data.images import open_folder
+from lowbit.data.listing import Listing, check_unchanged, is_listing
 from lowbit.data.preprocess import Preprocess
 from lowbit.data.records import open_jsonl
 from lowbit.data.resolve import infer
@@ -29,8 +31,9 @@ _READERS: Mapping[str, Callable[[Path, Request], Source]] = {
     ".pq": open_table,
     ".jsonl": open_jsonl,
     ".ndjson": open_jsonl,
+    ".json": open_coco,
 }
-KINDS = "a folder of images, .npz, .csv, .tsv, .parquet, .jsonl, or module:callable"
+KINDS = "a folder of images, .npz, .csv, .tsv, .parquet, .jsonl, .json (COCO), or module:callable"
 
 
 def open_data(
@@ -45,7 +48,7 @@ def open_data(
     """Opens data for a model, and reads every sample once to hash and check it.
 
     Args:
-        spec: A file, a folder, `module:callable`, or arrays by name.
+        spec: A file, a folder, `module:callable`, a listing of chosen samples (`data.listing`), or arrays by name.
         inputs: The model's inputs.
         preprocess: What is done to each sample; None infers it, visibly (`Dataset.preprocess.note`).
         target: Field or column with the labels; by default the usual names, or a table's last column.
@@ -63,14 +66,21 @@ def open_data(
         raise UsageError(f"A limit of {limit} samples is too low; at least {MIN_SAMPLES} are needed.")
     if not inputs:
         raise DataError("The model has no inputs, so no data can be fed to it.")
-    request = Request(tuple(inputs), preprocess, target, tuple(slices), limit)
+    listing = None
+    if not isinstance(spec, Mapping) and is_listing(Path(spec)):
+        listing = Listing.load(Path(spec))
+        spec, target = listing.pool_beside(Path(spec)), target or listing.target
+    request = Request(tuple(inputs), preprocess, target, tuple(slices), None if listing else limit)
     source = _open(spec, request)
     _check_enough(len(source), source.name)
-    rows = np.arange(len(source), dtype=np.int64)
+    rows = np.arange(len(source), dtype=np.int64) if listing is None else listing.rows
     if limit is not None and limit < len(rows):
-        rows = (rows[:limit] * len(source)) // limit  # evenly spread: a set sorted by class keeps all its classes
+        rows = rows[(np.arange(limit) * len(rows)) // limit]  # evenly spread: a set sorted by class keeps all its classes
     try:
-        rows, hashes, skipped = scan(source, rows)
+        wanted = rows
+        rows, hashes, skipped = scan(source, wanted[wanted < len(source)])
+        if listing is not None:
+            check_unchanged(listing, wanted, rows, hashes, source.name)
         _check_enough(len(rows), source.name)
         data = Dataset(source, request.inputs, _settle(source, int(rows[0]), request), rows, hashes, skipped)
         next(data.subset(np.arange(1)).batches(1))  # a first sample that does not fit is said now, not in the middle
@@ -87,7 +97,7 @@ def _open(spec: str | Path | Mapping[str, Array], request: Request) -> Source:
     path = Path(spec)
     try:
         if path.is_dir():
-            return open_folder(path, request)
+            return open_annotated(path, request) or open_folder(path, request)
         if path.is_file():
             reader = _READERS.get(path.suffix.lower())
             if reader is None:

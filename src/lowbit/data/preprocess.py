@@ -5,6 +5,8 @@ It is written into the bundle, so that serving applies the very same steps. In Y
     kind: image            # or array: numbers, also the rows of a table
     resize: 256            # short side; [h, w] for exactly that; null for none; auto: crop * 256/224
     crop: [224, 224]       # from the centre; null for none; auto: the model's own size
+    letterbox: [416, 416]  # instead of resize and crop: the whole image, its shape kept, the rest filled up; auto: the model's size
+                           # or {size: [h, w], value: 114, align: centre or corner}
     keep_exact: true       # a sample that already has the final size is neither resized nor cropped
     interpolation: bilinear
     channels: rgb          # rgb, bgr or grey; mean and std are in this order
@@ -15,8 +17,8 @@ It is written into the bundle, so that serving applies the very same steps. In Y
     dtype: float32
 
 Whatever is left out is `auto` and follows from the model's input. `preset: imagenet` fills in
-the preset's values first. Tables add `columns` (their order), `target`, and `target_mean` and
-`target_std`, by which labels are brought to the model's scale.
+the preset's values first. Detectors add `boxes`: what the outputs mean (`lowbit.data.boxes`). Tables add
+`columns` (their order), `target`, and `target_mean` and `target_std`, by which labels are brought to the model's scale.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ import numpy as np
 import yaml
 
 from lowbit.data import steps
+from lowbit.data.boxes import Boxes
+from lowbit.data.geometry import Frame, Letterbox, frame_of
 from lowbit.data.steps import Raw, Size
 from lowbit.errors import DataError, UsageError, unknown
 from lowbit.types import Array, TensorInfo
@@ -52,6 +56,7 @@ class Preprocess:
         kind: "image", "array", or "auto": follows from the model and the data.
         resize: Short side in pixels, (height, width), None, or "auto".
         crop: (height, width), None, or "auto".
+        letterbox: Instead of resize and crop: the whole image, its aspect ratio kept, the rest filled up.
         keep_exact: Leave samples that already have the final size as they are.
         interpolation: "bilinear" or "bicubic" (Pillow's, antialiased).
         channels: What the model takes: "rgb", "bgr", "grey", or "auto". Arrays are taken to be RGB.
@@ -64,12 +69,14 @@ class Preprocess:
         target: The table's label column.
         target_mean: Labels become (label - target_mean) / target_std.
         target_std: See `target_mean`.
+        boxes: What the outputs of a detector mean; None where the model is none.
         note: What was inferred, in words.
     """
 
     kind: str = "auto"
     resize: int | Size | Auto | None = "auto"
     crop: Size | Auto | None = "auto"
+    letterbox: Letterbox | None = None
     keep_exact: bool = True
     interpolation: str = "bilinear"
     channels: str = "auto"
@@ -82,6 +89,7 @@ class Preprocess:
     target: str | None = None
     target_mean: float | None = None
     target_std: float | None = None
+    boxes: Boxes | None = None
     note: str = ""
 
     def __post_init__(self) -> None:
@@ -94,6 +102,8 @@ class Preprocess:
             raise UsageError(
                 f"The preprocessing has {len(self.mean)} means and {len(self.std)} standard deviations.", "Give as many of each."
             )
+        if self.letterbox is not None and not (self.resize in (None, "auto") and self.crop in (None, "auto")):
+            raise UsageError("The preprocessing has both `letterbox` and `resize` or `crop`.", "Leave one of them out.")
 
     @classmethod
     def preset(cls, name: str) -> Preprocess:
@@ -140,7 +150,7 @@ class Preprocess:
         for field in fields(self):
             value = getattr(self, field.name)
             if value != field.default:
-                out[field.name] = list(value) if isinstance(value, tuple) else value
+                out[field.name] = _plain(value)
         if out.get("scale") == 1 / 255:
             out["scale"] = "1/255"
         return yaml.safe_dump(out, sort_keys=False, width=1000, default_flow_style=None)
@@ -221,21 +231,42 @@ class Preprocess:
         channels = 1 if self.channels == "grey" else 3
         if isinstance(values, np.ndarray):
             block = steps.match_channels(steps.channels_last(values, channels, self.layout), channels)
-            if steps.needs_geometry(block.shape[1:3], *self._geometry[:2], self.keep_exact):
-                resize, crop = self._geometry
-                block = np.stack([steps.place_array(one, resize, crop, self.interpolation, self.keep_exact) for one in block])
+            if self._moves((block.shape[1], block.shape[2])):
+                block = np.stack([steps.place_planes(one, self._place) for one in block])
         else:
             block = stack([self._one_image(value, channels) for value in values], name_of)
         return block[..., ::-1] if self.channels == "bgr" else block
 
     def _one_image(self, raw: Raw, channels: int) -> Array:
-        resize, crop = self._geometry
         if steps.is_image(raw):
-            image = steps.colours(steps.decode(raw), self.channels)
-            pixels = np.asarray(steps.place(image, resize, crop, self.interpolation, self.keep_exact))
+            pixels = np.asarray(self._place(steps.colours(steps.decode(raw), self.channels)))
             return pixels[..., np.newaxis] if pixels.ndim == 2 else pixels
         block = steps.match_channels(steps.channels_last(as_numbers(raw)[np.newaxis], channels, self.layout), channels)
-        return steps.place_array(block[0], resize, crop, self.interpolation, self.keep_exact)
+        return steps.place_planes(block[0], self._place) if self._moves((block.shape[1], block.shape[2])) else block[0]
+
+    def _place(self, image: Any) -> Any:
+        """Resizes, crops or letterboxes one Pillow image."""
+        if self.letterbox is not None and not isinstance(self.letterbox.size, str):
+            return steps.letterbox(image, self.letterbox.size, self.letterbox.value, self.letterbox.align, self.interpolation)
+        return steps.place(image, *self._geometry, self.interpolation, self.keep_exact)
+
+    def _moves(self, size: Size) -> bool:
+        """Whether an image of this size is resized, cropped or letterboxed at all."""
+        if self.letterbox is not None:
+            return self.letterbox.size != size
+        return steps.needs_geometry(size, *self._geometry, self.keep_exact)
+
+    def frame(self, size: Size) -> Frame:
+        """Where an image of this height and width lands in the model's input; see `lowbit.data.geometry.to_original`."""
+        return frame_of(size, *self._geometry, self.letterbox, self.keep_exact)
+
+    @property
+    def size(self) -> Size | None:
+        """Height and width of the model's input once settled; None where they follow from the image."""
+        if self.letterbox is not None:
+            return None if isinstance(self.letterbox.size, str) else self.letterbox.size
+        resize, crop = self._geometry
+        return crop or (resize if isinstance(resize, tuple) else None)
 
     @property
     def _geometry(self) -> tuple[int | Size | None, Size | None]:
@@ -243,6 +274,15 @@ class Preprocess:
         resize = None if isinstance(self.resize, str) else self.resize
         crop = None if isinstance(self.crop, str) else self.crop
         return resize, crop
+
+
+def _plain(value: Any) -> Any:
+    """A field's value as YAML has it."""
+    if isinstance(value, Boxes):
+        return value.changed()
+    if isinstance(value, Letterbox):
+        return {key: _plain(item) for key, item in vars(value).items()}
+    return list(value) if isinstance(value, tuple) else value
 
 
 def as_numbers(value: Raw) -> Array:
@@ -279,4 +319,26 @@ PRESETS: Mapping[str, Preprocess] = {
     "cifar10": replace(_UNIT, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616)),
     "fashion-mnist": replace(_UNIT, channels="grey", mean=(0.2860,), std=(0.3530,)),
     "mnist": replace(_UNIT, channels="grey", mean=(0.1307,), std=(0.3081,)),
+    # Ultralytics' exports without non-maximum suppression in them.
+    "yolov5": replace(_UNIT, channels="rgb", letterbox=Letterbox(), boxes=Boxes("yolov5")),
+    "yolov8": replace(_UNIT, channels="rgb", letterbox=Letterbox(), boxes=Boxes("yolov8")),
+    # NanoDet-m, at whatever size it was exported: generalized focal loss with 8 bins, pixel means in BGR order.
+    "nanodet-m": Preprocess(
+        kind="image",
+        letterbox=Letterbox(value=0),
+        channels="bgr",
+        scale=1.0,
+        mean=(103.53, 116.28, 123.675),
+        std=(57.375, 57.12, 58.395),
+        boxes=Boxes("distances", bins=8, shift=-0.5),
+    ),
+    # Ultra-Light-Fast-Generic-Face-Detector, slim and RFB: resized to exactly the model's size, class 0 is the background.
+    "ultraface": Preprocess(
+        kind="image",
+        channels="rgb",
+        scale=1.0,
+        mean=(127.0,),
+        std=(128.0,),
+        boxes=Boxes("corners", background=0, normalised=True, nms_iou=0.3, confident=0.7),
+    ),
 }

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from lowbit.data.boxes import KINDS, Boxes
+from lowbit.data.geometry import Letterbox
 from lowbit.errors import LowbitError, UsageError, unknown
 
 if TYPE_CHECKING:
@@ -39,7 +41,8 @@ def parse(cls: type[Preprocess], text: str) -> Preprocess:
     for key in values:
         if key not in allowed:
             raise unknown("preprocessing key", key, [*allowed, "preset", "schema"])
-    read = {key: _READERS[key](key, value) for key, value in values.items()}
+    read = {key: _READERS[key](key, value) for key, value in values.items() if key not in _SECTIONS}
+    read |= {key: _SECTIONS[key](getattr(base, key), values[key]) for key in _SECTIONS if key in values}
     return replace(base, **read)
 
 
@@ -123,6 +126,81 @@ def _size(key: str, value: object) -> Any:
     side = _side(key, value)
     return side if key == "resize" else (side, side)
 
+
+def _whole(key: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise _bad(key, value, "a whole number")
+    return value
+
+
+def _optional_whole(key: str, value: object) -> int | None:
+    return None if value is None else _whole(key, value)
+
+
+def _wholes(key: str, value: object) -> tuple[int, ...]:
+    if not isinstance(value, list):
+        raise _bad(key, value, "a list of whole numbers")
+    return tuple(_whole(key, item) for item in value)
+
+
+def _output_names(key: str, value: object) -> tuple[str, ...]:
+    return _names(key, [value] if isinstance(value, str) else value)
+
+
+def _letterbox(before: Letterbox | None, value: object) -> Letterbox | None:
+    """A size, `auto`, none, or a mapping; what a mapping leaves out is the preset's."""
+    if value in (None, "none"):
+        return None
+    given = value if isinstance(value, dict) else {"size": value}
+    readers: dict[str, Callable[[str, Any], Any]] = {"size": _box_size, "value": _number, "align": _text}
+    return replace(before or Letterbox(), **_section("letterbox", given, readers))
+
+
+def _box_size(key: str, value: object) -> Any:
+    found = _size("letterbox", value)
+    if found is None:
+        raise _bad(key, value, "[height, width] or auto")
+    return found
+
+
+def _boxes(before: Boxes | None, value: object) -> Boxes | None:
+    """A mapping, or none; what it leaves out is the preset's, unless it names another kind."""
+    if value in (None, "none"):
+        return None
+    if not isinstance(value, dict):
+        raise _bad("boxes", value, "a mapping with `kind`")
+    read = _section("boxes", value, _BOXES)
+    if before is not None and read.get("kind", before.kind) == before.kind:
+        return replace(before, **read)
+    if "kind" not in read:
+        raise UsageError("The `boxes` section of the preprocessing has no `kind`.", f"Give one of {', '.join(KINDS)}.")
+    return Boxes(**read)
+
+
+def _section(name: str, given: dict[Any, Any], readers: dict[str, Callable[[str, Any], Any]]) -> dict[str, Any]:
+    for key in given:
+        if key not in readers:
+            raise unknown(f"key of `{name}`", key, readers)
+    return {key: readers[key](key, value) for key, value in given.items()}
+
+
+_BOXES: dict[str, Callable[[str, Any], Any]] = {
+    "kind": _text,
+    "scores": _output_names,
+    "boxes": _output_names,
+    "strides": _wholes,
+    "bins": _whole,
+    "centre": _number,
+    "shift": _number,
+    "sigmoid": _flag,
+    "background": _optional_whole,
+    "normalised": _flag,
+    "score_threshold": _number,
+    "nms_iou": _number,
+    "max_detections": _whole,
+    "confident": _number,
+}
+_SECTIONS: dict[str, Callable[[Any, Any], Any]] = {"letterbox": _letterbox, "boxes": _boxes}
 
 _READERS: dict[str, Callable[[str, Any], Any]] = {
     "kind": _text,

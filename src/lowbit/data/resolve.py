@@ -58,14 +58,27 @@ def _resolve_image(given: Preprocess, info: TensorInfo, example: Raw) -> Preproc
         if len(values) > 1 and len(values) != (1 if colours == "grey" else 3):
             raise UsageError(f"The preprocessing has {len(values)} means or standard deviations for {colours} images.")
     size = (height, width) if isinstance(height, int) and isinstance(width, int) else None
+    settled = replace(given, layout=layout, channels=colours)
+    if given.letterbox is not None:
+        if given.letterbox.size == "auto" and size is None:
+            raise _no_size(info, "letterbox")
+        box = replace(given.letterbox, size=size) if given.letterbox.size == "auto" and size else given.letterbox
+        return replace(settled, letterbox=box, resize=None, crop=None)
+    if given.boxes is not None and given.resize == given.crop == "auto":
+        # A detector sees the whole image: the margin that classifiers cut off may hold objects.
+        given = replace(given, resize=size, crop=None)
     crop = (size if size != given.resize else None) if given.crop == "auto" else given.crop
     resize = _auto_resize(crop) if given.resize == "auto" else given.resize
     if crop is None and resize is None and steps.is_image(example) and size is None:
-        raise DataError(
-            f"The model's image size is dynamic ({describe_input(info)}), and the preprocessing names none.",
-            "Give `crop: [height, width]` in the preprocessing.",
-        )
-    return replace(given, layout=layout, channels=colours, crop=crop, resize=resize)
+        raise _no_size(info, "resize" if given.boxes is not None else "crop")
+    return replace(settled, crop=crop, resize=resize)
+
+
+def _no_size(info: TensorInfo, key: str) -> DataError:
+    return DataError(
+        f"The model's image size is dynamic ({describe_input(info)}), and the preprocessing names none.",
+        f"Give `{key}: [height, width]` in the preprocessing.",
+    )
 
 
 def _check_columns(given: Preprocess, shape: tuple[int, ...]) -> None:

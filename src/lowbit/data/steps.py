@@ -8,6 +8,7 @@ element-wise float32, so a sample comes out the same whatever batch it is in.
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -125,30 +126,48 @@ def crop_box(size: Size, crop: Size) -> tuple[int, int]:
 
 def place(image: Any, resize: int | Size | None, crop: Size | None, interpolation: str, keep_exact: bool) -> Any:
     """Resizes and crops one Pillow image."""
-    from PIL import Image
-
     size = (image.height, image.width)
     if not needs_geometry(size, resize, crop, keep_exact):
         return image
     target = resized(size, resize)
     if target != size:
-        method = Image.Resampling.BICUBIC if interpolation == "bicubic" else Image.Resampling.BILINEAR
-        image = image.resize((target[1], target[0]), method)
+        image = image.resize((target[1], target[0]), _method(interpolation))
     if crop is not None:
         top, left = crop_box(target, crop)
         image = image.crop((left, top, left + crop[1], top + crop[0]))
     return image
 
 
-def place_array(pixels: Array, resize: int | Size | None, crop: Size | None, interpolation: str, keep_exact: bool) -> Array:
-    """The same for an array [H, W, C]: uint8 as an image, anything else channel by channel in float32."""
+def letterbox(image: Any, target: Size, value: float, align: str, interpolation: str) -> Any:
+    """Resizes one Pillow image so that the whole of it fits, and fills up the rest with `value`."""
     from PIL import Image
 
-    if not needs_geometry((pixels.shape[0], pixels.shape[1]), resize, crop, keep_exact):
-        return pixels
+    from lowbit.data.geometry import letterboxed
+
+    (height, width), (top, left) = letterboxed((image.height, image.width), target, align)
+    if (image.height, image.width) != (height, width):
+        image = image.resize((width, height), _method(interpolation))
+    if (height, width) == target:
+        return image
+    fill: Any = value if image.mode == "F" else (round(value),) * len(image.getbands())
+    canvas = Image.new(image.mode, (target[1], target[0]), fill)
+    canvas.paste(image, (left, top))
+    return canvas
+
+
+def _method(interpolation: str) -> Any:
+    from PIL import Image
+
+    return Image.Resampling.BICUBIC if interpolation == "bicubic" else Image.Resampling.BILINEAR
+
+
+def place_planes(pixels: Array, place: Callable[[Any], Any]) -> Array:
+    """A geometric step for an array [H, W, C]: uint8 as an image, anything else in float32, channel by channel."""
+    from PIL import Image
+
     dtype = np.uint8 if pixels.dtype == np.uint8 else np.float32
     planes = [Image.fromarray(np.ascontiguousarray(pixels[..., channel], dtype)) for channel in range(pixels.shape[2])]
-    return np.stack([np.asarray(place(plane, resize, crop, interpolation, keep_exact)) for plane in planes], axis=-1)
+    return np.stack([np.asarray(place(plane)) for plane in planes], axis=-1)
 
 
 def channel_axis(shape: tuple[int, ...], channels: int, layout: str) -> int | None:

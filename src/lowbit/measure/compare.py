@@ -8,6 +8,7 @@ from types import MappingProxyType
 import numpy as np
 
 from lowbit.errors import DataError, UsageError
+from lowbit.measure.detection import paired
 from lowbit.measure.metrics import Metric, check_policy, companions
 from lowbit.measure.outcomes import Outcomes
 from lowbit.measure.paired import binary_delta, paired_delta
@@ -52,7 +53,7 @@ def compare(
     """
     check_policy(metric, policy)
     _check_same_samples(baseline, candidate)
-    ours, theirs = baseline.columns, candidate.columns
+    ours, theirs = baseline.columns, paired(baseline.columns, candidate.columns)
     _check_scale(metric, ours, policy)
     alpha = (1 - policy.confidence) * alpha_share
     found, delta = paired_delta(metric, ours, theirs, relative=policy.max_drop.relative)(alpha)
@@ -124,9 +125,12 @@ def _values(metrics: Sequence[Metric], columns: Mapping[str, Array]) -> dict[str
 
 
 def _agreement(baseline: Mapping[str, Array], candidate: Mapping[str, Array]) -> float:
-    """Share of equal predictions; mean cosine, or 1 - relative error, where there are no classes."""
+    """Share of equal predictions or boxes; mean cosine, or 1 - relative error, where there are no classes."""
     if "predicted" in baseline:
         return float(np.mean(baseline["predicted"] == candidate["predicted"]))
+    if "matched" in candidate:
+        counted = float(candidate["counted"].sum())
+        return float(candidate["matched"].sum()) / counted if counted else 1.0
     if "cosine" in candidate:
         return float(candidate["cosine"].mean())
     if "diff2" in candidate:

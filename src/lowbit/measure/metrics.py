@@ -10,13 +10,17 @@ from pathlib import Path
 
 import numpy as np
 
+from lowbit.data.preprocess import Preprocess
+from lowbit.data.truth import check_truth, is_packed
 from lowbit.errors import DataError, UsageError, unknown
+from lowbit.measure.average_precision import AveragePrecision
+from lowbit.measure.detection import BoxObserver, check_boxes, class_count, need_pycocotools
 from lowbit.measure.observe import CustomObserver, Observed, Outputs, VectorObserver
-from lowbit.measure.statistics import R2, MacroF1, Mean, RelativeError, RocAuc, RootMean, Spearman, Statistic, pair_numbers
+from lowbit.measure.statistics import R2, MacroF1, Mean, Quotient, RelativeError, RocAuc, RootMean, Spearman, Statistic, pair_numbers
 from lowbit.measure.tasks import Observer, check_classes, fidelity_metric, main_output, observer_for, task_of, width_of
 from lowbit.types import Array, Budget, Policy, TensorInfo
 
-TASKS = ("classification", "regression", "embedding", "fidelity", "custom")
+TASKS = ("classification", "detection", "regression", "embedding", "fidelity", "custom")
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,10 @@ class Metric:
             UsageError: the user's own metric failed.
         """
         return self.observer(outputs, labels, reference)
+
+    def kept(self, outputs: Outputs) -> Outputs:
+        """What has to be kept of the baseline's outputs, for other models to be compared with: all, or the boxes of a detector."""
+        return self.observer.kept(outputs) if isinstance(self.observer, BoxObserver) else outputs
 
     def value(self, columns: Mapping[str, Array], rows: Array | None = None) -> float:
         """The metric over all samples, or over some rows (positions or mask); NaN where it is not defined there."""
@@ -105,6 +113,9 @@ _CATALOGUE: dict[str, _Entry] = {
     "top5": _Entry(("classification",), Mean(("hit5",)), binary=True),
     "macro_f1": _Entry(("classification",), MacroF1()),
     "roc_auc": _Entry(("classification",), RocAuc()),
+    "mAP": _Entry(("detection",), AveragePrecision()),
+    "AP50": _Entry(("detection",), AveragePrecision((0,))),
+    "box_f1": _Entry(("detection",), Quotient(("matched", "counted"))),
     "rmse": _Entry(("regression",), RootMean(("error2",)), higher_is_better=False, bounded=False),
     "mae": _Entry(("regression",), Mean(("error1",)), higher_is_better=False, bounded=False),
     "r2": _Entry(("regression",), R2(), bounded=False),
@@ -112,12 +123,23 @@ _CATALOGUE: dict[str, _Entry] = {
     "spearman": _Entry(("embedding",), Spearman()),
     "agreement": _Entry(("fidelity",), Mean(("agree",)), binary=True),
     "fidelity": _Entry(("fidelity",), RelativeError(one_minus=True)),
+    "box_iou": _Entry(("detection",), Quotient(("overlap", "matched")), primary=False),
+    "score_gap": _Entry(("detection",), Quotient(("score_gap", "matched")), higher_is_better=False, primary=False),
     # These two are 0 for the baseline by definition, so no budget can be relative to it: shown, never decided on.
     "relative_error": _Entry(("fidelity", "regression"), RelativeError(), higher_is_better=False, bounded=False, primary=False),
     "kl": _Entry(("classification", "fidelity"), Mean(("kl",)), higher_is_better=False, bounded=False, primary=False),
 }
-_ALIASES = {"accuracy": "top1", "acc": "top1", "top_1": "top1", "top_5": "top5", "f1": "macro_f1", "auc": "roc_auc"}
-_DEFAULT = {"classification": "top1", "regression": "rmse", "embedding": "cosine"}
+_ALIASES = {
+    "map50": "AP50",
+    "map50_95": "mAP",
+    "accuracy": "top1",
+    "acc": "top1",
+    "top_1": "top1",
+    "top_5": "top5",
+    "f1": "macro_f1",
+    "auc": "roc_auc",
+}
+_DEFAULT = {"classification": "top1", "detection": "mAP", "regression": "rmse", "embedding": "cosine"}
 
 
 def metric_for(
@@ -126,11 +148,13 @@ def metric_for(
     outputs: Sequence[TensorInfo],
     labels: Array | None,
     sample: Outputs | None = None,
+    preprocess: Preprocess | None = None,
 ) -> tuple[str, Metric, tuple[Metric, ...]]:
     """The task, its metric, and other metrics worth showing.
 
-    Without a task: integer labels are classes, other labels of the output's own shape are regression, similarities for
-    a model with vectors are an embedding's, and no labels at all means fidelity to the baseline.
+    Without a task: a preprocessing with `boxes` means detection, integer labels are classes, other labels of the output's
+    own shape are regression, similarities for a model with vectors are an embedding's, and no labels at all means fidelity
+    to the baseline.
 
     Args:
         task: One of TASKS, None to find out.
@@ -138,6 +162,7 @@ def metric_for(
         outputs: The model's outputs.
         labels: All labels [N] or [N, ...], None where there are none.
         sample: Outputs of one batch of the baseline, from which logits are told from probabilities once and for all.
+        preprocess: Of the data, settled; detection needs its `boxes`.
 
     Raises:
         UsageError: an unknown task or metric, or a metric that does not belong to the task.
@@ -150,7 +175,11 @@ def metric_for(
     name = None if name is None else _canonical(name)
     if task == "custom":
         raise UsageError("The task 'custom' needs a metric of yours.", "Give --metric module:callable.")
-    task = task or _task(name, outputs, labels)
+    task = task or _task(name, outputs, labels, preprocess)
+    if task == "detection":
+        return _detection(name, outputs, labels, preprocess)
+    if is_packed(labels):
+        raise DataError(f"The labels are boxes; the task '{task}' cannot use them.", "Give --task detection, or other labels.")
     name = name or _DEFAULT.get(task) or fidelity_metric(outputs)
     if task not in _CATALOGUE[name].tasks:
         raise unknown(f"metric for {task}", name, _names(task))
@@ -164,6 +193,39 @@ def metric_for(
     metric = _metric(name, task, observer_for(task, name, outputs, labels, sample))
     metric.groups(labels)  # what does not come in pairs is refused now, not in the middle of the work
     return task, metric, tuple(other for other in companions(metric) if _fits(other.name, outputs, labels))
+
+
+def _detection(
+    name: str | None, outputs: Sequence[TensorInfo], labels: Array | None, preprocess: Preprocess | None
+) -> tuple[str, Metric, tuple[Metric, ...]]:
+    """Average precision where there are drawn boxes, else how many boxes the model has in common with FP32."""
+    packed = is_packed(labels)
+    settled, size = check_boxes(preprocess, labels, packed)
+    name = name or ("box_f1" if labels is None else "mAP")
+    if "detection" not in _CATALOGUE[name].tasks or not _CATALOGUE[name].primary:
+        raise unknown("metric for detection", name, _names("detection"))
+    classes = class_count(settled, size, {info.name: info.shape for info in outputs})
+    if labels is not None:
+        need_pycocotools()
+        check_truth(labels, classes)
+    elif name != "box_f1":
+        raise DataError(f"The metric '{name}' needs labels; the data has none.", "Give labels, or no metric to compare with FP32.")
+    metric = _metric(name, "detection", BoxObserver(settled, size, packed))
+    return "detection", metric, companions(metric)
+
+
+def of_outcomes(task: str, name: str, outputs: Sequence[TensorInfo], columns: Mapping[str, Array]) -> Metric:
+    """The metric of outcomes that are there already; it cannot observe anything new where that takes more than outputs."""
+    if task == "detection":
+        return _metric(name, task, _observed_already)
+    labels = columns.get("label")
+    if labels is not None and "pair" in columns:
+        labels = np.column_stack([columns["pair"], labels])
+    return metric_for(task, name, outputs, labels)[1]
+
+
+def _observed_already(_outputs: Outputs, _labels: Array | None, _reference: Outputs | None) -> Observed:
+    raise AssertionError("these outcomes have been observed already")
 
 
 def check_policy(metric: Metric, policy: Policy) -> None:
@@ -207,12 +269,15 @@ def _names(task: str, primary: bool = True) -> list[str]:
 def _canonical(name: str) -> str:
     plain = name.lower().replace("-", "_")
     plain = _ALIASES.get(plain, plain)
-    if plain not in _CATALOGUE:
+    found = next((key for key in _CATALOGUE if key.lower() == plain.lower()), None)
+    if found is None:
         raise unknown("metric", name, [key for key, entry in _CATALOGUE.items() if entry.primary])
-    return plain
+    return found
 
 
-def _task(name: str | None, outputs: Sequence[TensorInfo], labels: Array | None) -> str:
+def _task(name: str | None, outputs: Sequence[TensorInfo], labels: Array | None, preprocess: Preprocess | None) -> str:
+    if (preprocess is not None and preprocess.boxes is not None) or is_packed(labels):
+        return "detection"
     if name is not None:
         tasks = _CATALOGUE[name].tasks
         return "fidelity" if labels is None and "fidelity" in tasks else tasks[0]

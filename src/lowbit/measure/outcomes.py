@@ -24,6 +24,7 @@ class Outcomes:
         label, predicted, hit, hit5  classes
         confidence, margin, score    largest probability; its lead over the second; probability of "yes" (binary)
         agree, kl, cosine            against the reference model on the same sample
+        box, box_score, … hardness   detection: see `lowbit.measure.detection`
         prediction, error1, error2   regression: absolute and squared error, averaged over a sample's outputs
 
     Attributes:

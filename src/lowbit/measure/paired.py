@@ -13,7 +13,7 @@ from lowbit.types import Array, Delta
 
 Columns = Mapping[str, Array]
 FEW_FLIPS = 10
-"""With fewer changed predictions than this, a bootstrap of a metric over classes has not met what may happen."""
+"""With fewer changed predictions (or images with boxes) than this, a bootstrap of a metric over classes has not met what may happen."""
 LIMIT = 1e9
 """Stands for "without bound" in a delta, so that records stay valid JSON."""
 
@@ -57,12 +57,13 @@ def paired_delta(metric: Metric, baseline: Columns, candidate: Columns, *, relat
         return lambda alpha: (values, binary_delta(worse, better, n, alpha, scale))
     resampled = _resampled_deltas(metric, ours, theirs, relative)
     flips = _flips(baseline, candidate)
+    changed = flips or _changed_images(baseline, candidate)
     value = float(_change(metric, np.asarray(values.baseline), np.asarray(values.candidate), relative))
 
     def at(alpha: float) -> tuple[Values, Delta]:
         low, high = bootstrap_bounds(value, resampled, n, alpha)
-        if flips is not None and metric.bounded and sum(flips) < FEW_FLIPS:
-            flip_low, flip_high = tango(*flips, len(baseline["hit"]), alpha)
+        if changed is not None and metric.bounded and sum(changed) < FEW_FLIPS:
+            flip_low, flip_high = tango(*changed, len(baseline["finite"]), alpha)
             scale = abs(values.baseline) if relative and values.baseline else 1.0
             low, high = min(low, flip_low / scale), max(high, flip_high / scale)
         low, high = max(low, -LIMIT), min(high, LIMIT)
@@ -102,6 +103,20 @@ def _flips(baseline: Columns, candidate: Columns) -> tuple[int, int] | None:
         return None
     right, still = baseline["hit"].astype(bool), candidate["hit"].astype(bool)
     return int((right & ~still).sum()), int((still & ~right).sum())
+
+
+def _changed_images(baseline: Columns, candidate: Columns) -> tuple[int, int] | None:
+    """Images of a detector that became worse and better, by their confident boxes; None for other models.
+
+    Where next to none has changed, a bootstrap of them says that nothing can; what share of images may, their number says.
+    """
+    if "hardness" in baseline and "hardness" in candidate:
+        change = candidate["hardness"] - baseline["hardness"]
+    elif "matched" in candidate:
+        change = candidate["counted"] - candidate["matched"]
+    else:
+        return None
+    return int((change > 0).sum()), int((change < 0).sum())
 
 
 def _resampled_deltas(metric: Metric, ours: Columns, theirs: Columns, relative: bool) -> Array:

@@ -85,6 +85,8 @@ def _hardness(columns: Mapping[str, Array]) -> Array | None:
         hardness = -columns["custom"]
     elif "margin" in columns:
         hardness = -columns["margin"]
+    elif "hardness" in columns:
+        hardness = columns["hardness"]
     elif "error2" in columns:
         hardness = columns["error2"]
     else:

@@ -85,6 +85,17 @@ class RootMean(Mean):
 
 
 @dataclass(frozen=True)
+class Quotient(_Samples):
+    """Sum of a column over the sum of another; NaN where that is 0."""
+
+    needs: tuple[str, ...]
+
+    def resampled(self, units: Columns, counts: Array) -> Array:
+        above, below = (counts @ units[name].astype(np.float64) for name in self.needs)
+        return np.divide(above, below, out=np.full(len(counts), np.nan), where=below > 0)
+
+
+@dataclass(frozen=True)
 class RelativeError(_Samples):
     """Root mean square difference from the reference over the reference's standard deviation; `one_minus` turns it round."""
 

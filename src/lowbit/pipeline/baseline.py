@@ -66,7 +66,8 @@ def settled_metric(context: Context, session: Session) -> Metric:
     first = next(iter(context.split.search.batches(size)))
     sample = run_padded(session, first.feeds, size)
     asked = context.policy
-    return metric_for(asked.task, asked.metric, session.outputs, context.split.search.labels, sample)[1]
+    data = context.split.search
+    return metric_for(asked.task, asked.metric, session.outputs, data.labels, sample, data.preprocess)[1]
 
 
 def request_times(context: Context) -> tuple[float, float]:

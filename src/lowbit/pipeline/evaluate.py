@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ class Reference:
         self.folder, self.size = folder, size
         self.arrays: dict[str, Array] = {}
 
-    def write(self, rows: Array, outputs: dict[str, Array]) -> None:
+    def write(self, rows: Array, outputs: Mapping[str, Array]) -> None:
         for index, (name, values) in enumerate(outputs.items()):
             if name not in self.arrays:
                 self.arrays[name] = _on_disk(self.folder / f"{index}.npy", (self.size, *values.shape[1:]), values.dtype)
@@ -103,7 +103,7 @@ def evaluate(
     for position, batch in _positions(data, size):
         outputs = run_padded(session, batch.feeds, size)
         if record is not None:
-            record.write(position, outputs)
+            record.write(position, metric.kept(outputs))
         expected = None if reference is None else reference.rows(position)
         parts.append(metric.observe(outputs, batch.labels, expected))
         done += len(batch.rows)

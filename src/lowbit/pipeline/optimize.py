@@ -147,7 +147,7 @@ def doubts(request: Request) -> list[str]:
             "give what it was trained with, e.g. --preprocess imagenet."
         )
     outputs = [info.shape[-1] for info in request.model.outputs if info.shape and isinstance(info.shape[-1], int)]
-    if data.classes and outputs and len(data.classes) < outputs[0]:
+    if data.classes and outputs and request.policy.task != "detection" and len(data.classes) < outputs[0]:
         found.append(
             f"The data has {len(data.classes)} classes, numbered in the order of their names, and the model {outputs[0]} outputs: "
             "if the model numbers them differently, say how with a labels.csv."

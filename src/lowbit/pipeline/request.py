@@ -90,7 +90,7 @@ def read_request(model: str | Path, data: Data, options: Options) -> Request:
     samples = open_data(
         data, source.inputs, read_preprocess(options.preprocess), target=options.target, slices=options.slices, limit=options.limit
     )
-    task, metric, _ = metric_for(options.task, options.metric, source.outputs, samples.labels)
+    task, metric, _ = metric_for(options.task, options.metric, source.outputs, samples.labels, preprocess=samples.preprocess)
     policy = read_policy(options, task, metric, call_batch(source.inputs, 0))
     calibration = None
     if options.calibration is not None:

@@ -11,15 +11,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from lowbit.bundle.manifest import write_atomic
 from lowbit.data import open_data
 from lowbit.data.splits import in_content_order
 from lowbit.errors import DataError, Interrupted, UsageError
 from lowbit.graph.load import load_model
 from lowbit.measure.compare import compare
-from lowbit.measure.metrics import Metric, metric_for
+from lowbit.measure.metrics import Metric, metric_for, of_outcomes
 from lowbit.measure.outcomes import Outcomes
 from lowbit.measure.slices import slice_rows
 from lowbit.pipeline.evaluate import evaluate
@@ -34,7 +32,7 @@ SLICE = "slice:"
 """Start of a slice column's name among the columns of a samples file."""
 OURS = frozenset({"finite", "width", "fingerprint"})
 """Columns that every samples file of ours has."""
-NEEDS_REFERENCE = ("kl", "relative_error")
+NEEDS_REFERENCE = ("kl", "relative_error", "box_f1", "box_iou", "score_gap")
 """Metrics of the distance to another model: of one model alone they say nothing."""
 
 MEANINGS = {
@@ -100,7 +98,7 @@ def validate(
     )
     if samples.labels is None and options.metric is None:
         raise DataError("The data has no labels, so there is nothing to score one model against.", "Add labels, or use `lowbit optimize`.")
-    task, metric, others = metric_for(options.task, options.metric, source.outputs, samples.labels)
+    task, metric, others = metric_for(options.task, options.metric, source.outputs, samples.labels, preprocess=samples.preprocess)
     # Results of one data set pair up sample by sample, in whatever order its files are.
     samples = in_content_order(samples, metric.groups(samples.labels))
     session = engine.open(source.path, Tuning(precision=precision), None)
@@ -308,11 +306,7 @@ def comparison_json(comparison: Comparison, policy: Policy, given: str) -> dict[
 
 
 def metric_of(scored: Scored) -> Metric:
-    columns = scored.outcomes.columns
-    labels = columns.get("label")
-    if labels is not None and "pair" in columns:
-        labels = np.column_stack([columns["pair"], labels])
-    return metric_for(scored.task, scored.metric, scored.outputs, labels)[1]
+    return of_outcomes(scored.task, scored.metric, scored.outputs, scored.outcomes.columns)
 
 
 def verdict(comparison: Comparison, policy: Policy) -> str:
