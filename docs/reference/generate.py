@@ -28,13 +28,13 @@ HEAD = """# The command line
 
 This page is generated from the code by `python docs/reference/generate.py`; do not edit it. Guides with examples:
 [optimize](../guides/optimize.md), [validate and compare](../guides/validate-and-compare.md), [bench](../guides/bench.md),
-[data](../guides/data.md).
+[data](../guides/data.md), [choosing calibration samples](../guides/calibration.md).
 """
 
 
 def cli_page() -> str:
     """The whole of cli.md."""
-    sections = [HEAD, exit_codes(), streams(), *map(command_section, COMMANDS), names_section()]
+    sections = [HEAD, exit_codes(), streams(), *map(command_section, names()), names_section()]
     return "\n".join(section.strip("\n") + "\n" for section in sections)
 
 
@@ -56,6 +56,15 @@ What was found goes to stdout, as a table or, with `--output json`, as one JSON 
 """
 
 
+def names() -> list[str]:
+    """Every command, those of a group in its place, e.g. "calibrate select"."""
+    found = []
+    for name in COMMANDS:
+        command = the_command(name)
+        found += [f"{name} {inner}" for inner in command.commands] if isinstance(command, click.Group) else [name]
+    return found
+
+
 def command_section(name: str) -> str:
     """One command: what it does, how it is called, every option."""
     command = the_command(name)
@@ -71,9 +80,13 @@ def command_section(name: str) -> str:
 
 
 def the_command(name: str) -> click.Command:
-    command = cli.get_command(click.Context(cli), name)
-    assert command is not None, f"{name} is listed and does not exist"
-    return command
+    """A command by name; "calibrate select" is one of a group."""
+    found: click.Command | None = cli
+    for part in name.split():
+        assert isinstance(found, click.Group), f"{name} is no group"
+        found = found.get_command(click.Context(found), part)
+    assert found is not None, f"{name} is listed and does not exist"
+    return found
 
 
 def options(command: click.Command) -> list[click.Option]:

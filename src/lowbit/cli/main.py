@@ -15,6 +15,7 @@ COMMANDS = {
     "optimize": "Find the smallest, fastest version of a model that is still right.",
     "validate": "Score one model on one data set and keep every sample's outcome.",
     "compare": "Compare two results of `validate`, sample by sample, and give a verdict.",
+    "calibrate": "Choose the samples that a model is calibrated on.",
     "bench": "Time models against each other, each alone in its process.",
     "report": "Write a bundle's report again, or open it.",
     "doctor": "Say what this machine can run, and what is missing.",
