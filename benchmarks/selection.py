@@ -235,12 +235,15 @@ def show(case: str, n: int, table: Mapping[str, Any], pool: Mapping[str, Any], s
 
 def check(case: Case, folder: Path) -> dict[str, Any]:
     """The simulation beside the INT8 file that lowbit writes, on the same 64 random samples."""
+    from lowbit.compress.evidence import Evidence
     from lowbit.compress.quantize import quantize
 
     stats = calibrate(case.prepared, case.pool.subset(choose(np.zeros((len(case.pool), 1)), 64, "random")).batches(50), threads=1)
     simulation = Simulated(case)
     recipe = Recipe("int8-static-minmax", "static", QuantSpec("int8", "per-channel", symmetric=True), QuantSpec("uint8"), "minmax")
-    file = quantize(case.source, case.prepared, recipe, folder / f"{case.name}-int8.onnx", stats=stats)
+    evidence = Evidence(case.prepared, lambda: ())
+    evidence.stats = stats
+    file = quantize(case.source, case.prepared, recipe, folder / f"{case.name}-int8.onnx", evidence=evidence)
     real = session(file.read_bytes())
     written = fidelity(simulation.expected, [real.run(None, feeds)[0] for feeds in simulation.scoring])
     return {"simulated": simulation.score(stats, "minmax", 8, 8), "written": written}

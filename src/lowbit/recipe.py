@@ -20,18 +20,27 @@ import yaml
 from lowbit.errors import UsageError, unknown
 from lowbit.types import RangeMethod
 
-Dtype = Literal["int8", "uint8", "int4", "uint4", "int16", "fp16", "bf16", "fp32"]
+Dtype = Literal["int8", "uint8", "int4", "uint4", "int16", "uint16", "fp16", "bf16", "fp32"]
 Granularity = Literal["per-tensor", "per-channel", "per-group"]
+Transform = Literal["equalize", "smooth", "fit"]
 Method = Literal["none", "cast", "dynamic", "static", "nncf", "onnxruntime-defaults"]
 
 
 @dataclass(frozen=True)
 class QuantSpec:
-    """How one tensor is quantized, e.g. `QuantSpec("int8", "per-channel", symmetric=True)`."""
+    """How one tensor is quantized, e.g. `QuantSpec("int8", "per-channel", symmetric=True)`.
+
+    Attributes:
+        dtype: What it is stored as.
+        granularity: How much of it shares one scale.
+        symmetric: Zero is the middle of the grid.
+        block: Consecutive inputs of an output channel that share a scale, where it is "per-group"; None is the writer's own choice.
+    """
 
     dtype: Dtype
     granularity: Granularity = "per-tensor"
     symmetric: bool = False
+    block: int | None = None
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,7 @@ class Recipe:
         ranges: How activation ranges follow from the calibration statistics.
         operators: Operator types to quantize; empty means the writer's own list.
         exclude: Names of nodes to leave in floating point.
+        transforms: What is done to the FP32 model first, for static recipes (compress/static.py).
     """
 
     name: str
@@ -55,6 +65,7 @@ class Recipe:
     ranges: RangeMethod | None = None
     operators: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    transforms: tuple[Transform, ...] = ()
 
     @property
     def precision(self) -> str:
@@ -80,10 +91,12 @@ class Recipe:
         values: dict[str, Any] = dict(raw)
         if (schema := values.pop("schema", 1)) != 1:
             raise UsageError(f"Recipe schema {schema} is not known; this version reads schema 1.")
-        _check_keys("recipe key", values, ("name", "method", "weights", "activations", "ranges", "operators", "exclude"))
+        _check_keys("recipe key", values, ("name", "method", "weights", "activations", "ranges", "operators", "exclude", "transforms"))
         if missing := [key for key in ("name", "method", "weights") if key not in values]:
             raise UsageError(f"The recipe lacks {', '.join(missing)}.")
         _check_value("method", values["method"], Method)
+        for transform in values.get("transforms") or ():
+            _check_value("transform", transform, Transform)
         if values.get("ranges") is not None:
             _check_value("range method", values["ranges"], RangeMethod)
         return cls(
@@ -94,12 +107,13 @@ class Recipe:
             ranges=values.get("ranges"),
             operators=tuple(values.get("operators") or ()),
             exclude=tuple(values.get("exclude") or ()),
+            transforms=tuple(values.get("transforms") or ()),
         )
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _plain(item) for key, item in value.items() if not (key == "block" and item is None)}
     return list(value) if isinstance(value, tuple) else value
 
 
@@ -117,7 +131,10 @@ def _check_value(kind: str, value: object, allowed: Any) -> None:
 def _spec(raw: object) -> QuantSpec:
     if not isinstance(raw, dict):
         raise UsageError(f"'{raw}' is not a quantization spec: give dtype, granularity and symmetric.")
-    _check_keys("quantization key", raw, ("dtype", "granularity", "symmetric"))
+    _check_keys("quantization key", raw, ("dtype", "granularity", "symmetric", "block"))
     _check_value("dtype", raw.get("dtype"), Dtype)
     _check_value("granularity", raw.get("granularity", "per-tensor"), Granularity)
-    return QuantSpec(raw["dtype"], raw.get("granularity", "per-tensor"), bool(raw.get("symmetric", False)))
+    granularity, block = raw.get("granularity", "per-tensor"), raw.get("block")
+    if block is not None and (granularity != "per-group" or isinstance(block, bool) or not isinstance(block, int) or block < 1):
+        raise UsageError(f"Block '{block}' with granularity {granularity}: a block is a positive number, and only per-group has one.")
+    return QuantSpec(raw["dtype"], granularity, bool(raw.get("symmetric", False)), block)

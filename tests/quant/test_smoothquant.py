@@ -119,7 +119,7 @@ def test_an_input_with_wild_single_values_is_left_alone() -> None:
     rng = np.random.default_rng(3)
     x = rng.standard_cauchy(size=(64, 64)).clip(-300, 300).astype(np.float32)
     w = rng.normal(size=(64, 32)).astype(np.float32)
-    found = smoothquant.search(x, [w])
+    found = smoothquant.search(x, [w], strengths=(0.5, 0.95))
     assert found.errors["0.95"] > 2 * found.errors[found.choice]
 
 

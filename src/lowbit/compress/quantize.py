@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from lowbit.compress.calibrate import CalibrationStats
+from lowbit.compress.evidence import Evidence
+from lowbit.compress.static import write_static
 from lowbit.errors import ModelError
 from lowbit.graph.dynamic import write_dynamic
 from lowbit.graph.halves import write_fp16
-from lowbit.graph.load import graph_inputs
 from lowbit.graph.nncf_writer import write_nncf
-from lowbit.graph.onnxruntime_writer import write_defaults
+from lowbit.graph.onnxruntime_writer import RangeOf, write_defaults
 from lowbit.graph.profiles import profile
-from lowbit.graph.qdq import RangeOf, write_static
 from lowbit.recipe import Recipe
 from lowbit.types import Feeds
 
@@ -25,7 +25,7 @@ def quantize(
     recipe: Recipe,
     out: Path,
     *,
-    stats: CalibrationStats | None = None,
+    evidence: Evidence | None = None,
     feeds: Sequence[Feeds] = (),
     transformer: bool = False,
     target: str = "onnxruntime-cpu",
@@ -37,7 +37,7 @@ def quantize(
         prepared: What `graph.prepare` wrote.
         recipe: What to make.
         out: The .onnx file to write.
-        stats: Calibration statistics, for static recipes.
+        evidence: What calibration samples say, for static recipes.
         feeds: Calibration batches, for NNCF, which runs its own calibration.
         transformer: The model has attention.
         target: Whose profile decides where static recipes are rounded (graph/profiles.py).
@@ -48,7 +48,7 @@ def quantize(
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.stem}.tmp.onnx")
     try:
-        _write(source, prepared, recipe, temporary, stats, feeds, transformer, target)
+        _write(source, prepared, recipe, temporary, evidence, feeds, transformer, target)
         temporary.replace(out)
     except (ModelError, OSError, KeyboardInterrupt):
         raise
@@ -64,7 +64,7 @@ def _write(
     prepared: Path,
     recipe: Recipe,
     out: Path,
-    stats: CalibrationStats | None,
+    evidence: Evidence | None,
     feeds: Sequence[Feeds],
     transformer: bool,
     target: str,
@@ -77,27 +77,16 @@ def _write(
         write_dynamic(prepared, out, recipe)
     elif recipe.method == "nncf":
         write_nncf(prepared, out, feeds, transformer=transformer)
+    elif recipe.method == "onnxruntime-defaults":
+        assert evidence is not None, f"{recipe.name} needs calibration"
+        write_defaults(prepared, out, recipe, _ranges(recipe, evidence.stats))
     else:
-        assert stats is not None, f"{recipe.name} needs calibration statistics"
-        ranges = range_of(recipe, stats, graph_inputs(prepared))
-        if recipe.method == "onnxruntime-defaults":
-            write_defaults(prepared, out, recipe, ranges)
-        else:
-            write_static(prepared, out, recipe, ranges, profile(target))
+        assert evidence is not None, f"{recipe.name} needs calibration"
+        write_static(evidence, out, recipe, profile(target))
 
 
-def range_of(recipe: Recipe, stats: CalibrationStats, inputs: Collection[str]) -> RangeOf:
-    """Looks ranges up by the recipe's method; tensors that were never observed have none.
-
-    A model's inputs keep their whole range under "entropy": the background of images is a spike that the
-    divergence follows, and it cut all bright pixels off (docs/lab.md has the numbers).
-    """
+def _ranges(recipe: Recipe, stats: CalibrationStats) -> RangeOf:
+    """Looks ranges up by the recipe's method; tensors that were never observed have none."""
     assert recipe.ranges is not None, f"{recipe.name} names no range method"
     method = recipe.ranges
-
-    def lookup(tensor: str) -> tuple[float, float] | None:
-        if tensor not in stats.tensors:
-            return None
-        return stats.range(tensor, "minmax" if method == "entropy" and tensor in inputs else method)
-
-    return lookup
+    return lambda tensor: stats.range(tensor, method) if tensor in stats.tensors else None

@@ -6,16 +6,21 @@ DequantizeLinear pairs go; the numbers behind each choice are in docs/lab.md.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lowbit.errors import unknown
-from lowbit.recipe import QuantSpec
+from lowbit.recipe import Dtype, QuantSpec
 
 MOVES = frozenset(
     {"DepthToSpace", "Flatten", "Gather", "Identity", "MaxPool", "Pad", "Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile"}
     | {"Transpose", "Unsqueeze", "Expand"}
 )
 """Operators whose output holds values of their input, and zeros: quantized on the same grid, they cost nothing."""
+
+_SIGNED: dict[str, Dtype] = {"uint4": "int4", "uint8": "int8", "uint16": "int16"}
+_UNSIGNED: dict[str, Dtype] = {"int4": "uint4", "int8": "uint8", "int16": "uint16"}
+_BY_TENSOR = QuantSpec("uint8")
+_BY_CHANNEL = QuantSpec("int8", "per-channel", symmetric=True)
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,8 @@ class Profile:
 
     Attributes:
         name: Of the target, e.g. "onnxruntime-cpu".
-        activations: How activations are quantized unless a recipe says otherwise.
+        activations: How activations are quantized unless a recipe says otherwise. Its sign and symmetry are the target's dialect, in
+            which whatever a recipe asks for is expressed.
         weights: How weights are.
         products: Operators with weights that have an integer kernel.
         float_output: Those of `products` that can give floating point without losing their integer kernel.
@@ -34,16 +40,20 @@ class Profile:
         unary: Operators of one activation with an integer kernel and a grid of their own.
         moves: Operators that keep the grid.
         joins: Operators whose inputs and output share one grid.
+        constants: Operands of `elementwise` may be constants, which are quantized like activations.
+        saturates: Relu and Clip are absorbed by the grid that follows them, which therefore must not reach beyond their bounds.
         integer_bias: Biases are int32 on the grid of input times weight; floating point otherwise.
         sums_in_place: A product whose result is only added to something leaves it unrounded for the sum.
         attention: Products of two activations run on integers.
         folds_scaling: A factor a channel may be merged into QuantizeLinear's scale.
+        int4_weights: Weights of 4 bits are stored as such; else in bytes, on the same grid, for which there are integer kernels.
+        blocks: Types of weights that may be quantized in blocks (and are then stored as such); others have a grid per channel instead.
         opset: Least operator set of the artifact.
     """
 
     name: str
-    activations: QuantSpec = QuantSpec("uint8")
-    weights: QuantSpec = QuantSpec("int8", "per-channel", symmetric=True)
+    activations: QuantSpec = _BY_TENSOR
+    weights: QuantSpec = _BY_CHANNEL
     products: frozenset[str] = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
     float_output: frozenset[str] = frozenset()
     absorbed: frozenset[str] = frozenset({"Clip", "Relu"})
@@ -52,21 +62,47 @@ class Profile:
     unary: frozenset[str] = frozenset()
     moves: frozenset[str] = MOVES
     joins: frozenset[str] = frozenset({"Concat"})
+    constants: bool = False
+    saturates: bool = False
     integer_bias: bool = True
     sums_in_place: bool = False
     attention: bool = False
     folds_scaling: bool = False
+    int4_weights: bool = False
+    blocks: frozenset[str] = frozenset({"int4", "uint4"})
     opset: int = 13
+
+    def activation(self, spec: QuantSpec) -> QuantSpec:
+        """What a recipe asks of activations, in the target's dialect: as many bits, with the target's sign and symmetry.
+
+        A signed and an unsigned grid of the same width are the same grid (quant/affine.py), but kernels know one of them.
+        """
+        signed = not self.activations.dtype.startswith("u")
+        return QuantSpec(
+            _SIGNED.get(spec.dtype, spec.dtype) if signed else _UNSIGNED.get(spec.dtype, spec.dtype),
+            symmetric=spec.symmetric or self.activations.symmetric,
+        )
+
+    def weight(self, spec: QuantSpec) -> QuantSpec:
+        """What a recipe asks of weights, as far as the target has it."""
+        if self.activations.symmetric:  # a target without zero points has none for weights either
+            spec = replace(spec, dtype=_SIGNED.get(spec.dtype, spec.dtype), symmetric=True)
+        if spec.granularity == "per-group" and spec.dtype not in self.blocks:
+            return replace(spec, granularity="per-channel", block=None)
+        return spec
 
 
 _ACTIVATIONS = frozenset({"Clip", "Elu", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish", "PRelu", "Relu", "Sigmoid", "Tanh"})
 
 ONNXRUNTIME_CPU = Profile(
     "onnxruntime-cpu",
+    products=frozenset({"Conv", "Gemm", "MatMul"}),
     float_output=frozenset({"Gemm", "MatMul"}),
     unary=frozenset({"AveragePool", "GlobalAveragePool", "LeakyRelu", "Sigmoid"}),
+    saturates=True,
 )
-"""x86 and Arm servers. Its convolution has an integer kernel only between quantized tensors; Relu and Clip alone are absorbed."""
+"""x86 and Arm servers. Its convolution has an integer kernel only between quantized tensors, its transposed one has none; Relu and Clip
+alone are absorbed. Its integer kernels take weights in blocks for scales a channel, and fail: only 4-bit ones, read by no kernel, may be."""
 
 OPENVINO_CPU = Profile(
     "openvino-cpu",
@@ -75,6 +111,7 @@ OPENVINO_CPU = Profile(
     gates=frozenset({"HardSigmoid", "Sigmoid"}),
     elementwise=frozenset({"Add"}),
     unary=frozenset({"AveragePool", "GlobalAveragePool"}),
+    blocks=frozenset({"int4", "int8", "uint4"}),
 )
 """oneDNN kernels take any pointwise function and a sum after the product, in registers."""
 
@@ -86,6 +123,8 @@ TENSORRT = Profile(
     elementwise=frozenset({"Add"}),
     unary=frozenset({"AveragePool", "GlobalAveragePool"}),
     integer_bias=False,
+    int4_weights=True,
+    blocks=frozenset({"int4"}),
 )
 """Explicit quantization: symmetric int8 only, pairs on both operands of a residual sum, biases in floating point."""
 
@@ -96,6 +135,10 @@ QNN = Profile(
         {"AveragePool", "Elu", "Gelu", "GlobalAveragePool", "HardSwish", "LeakyRelu", "PRelu", "ReduceMean", "Sigmoid", "Softmax", "Tanh"}
     ),
     attention=True,
+    constants=True,
+    saturates=True,
+    int4_weights=True,
+    blocks=frozenset(),
 )
 """Hexagon: the whole graph on integers, activations unsigned (signed asymmetric ones run and are wrong), 8 or 16 bit."""
 
@@ -111,3 +154,8 @@ def profile(name: str) -> Profile:
     if name not in PROFILES:
         raise unknown("target", name, PROFILES)
     return PROFILES[name]
+
+
+def target_of(runtime: str) -> str:
+    """The target that a runtime's artifacts are placed for; onnxruntime's where it has no profile of its own."""
+    return f"{runtime}-cpu" if f"{runtime}-cpu" in PROFILES else ONNXRUNTIME_CPU.name

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lowbit.bundle.manifest import without_paths
-from lowbit.compress.calibrate import CalibrationStats
+from lowbit.compress.evidence import Evidence
 from lowbit.data.dataset import Dataset
 from lowbit.data.splits import Split
 from lowbit.measure.metrics import Metric
@@ -62,7 +62,7 @@ class Context:
     prune: bool = False
     rounds: int = FINAL["rounds"]
     state: State = field(default_factory=State)
-    stats: CalibrationStats | None = None
+    evidence: Evidence | None = None
     references: dict[str, Reference] = field(default_factory=dict)
     outcomes: dict[str, Outcomes] = field(default_factory=dict)
     race_feeds: dict[int, Feeds] = field(default_factory=dict)

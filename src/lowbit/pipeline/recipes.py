@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import get_args
 
-from lowbit.recipe import Granularity, QuantSpec, Recipe
+from lowbit.recipe import Granularity, QuantSpec, Recipe, Transform
 from lowbit.types import RangeMethod
 
 FP32 = Recipe("fp32", "none", QuantSpec("fp32"))
@@ -48,6 +48,14 @@ def traits(operators: Mapping[str, int]) -> Traits:
     )
 
 
+FITTED: tuple[Transform, ...] = ("equalize", "smooth", "fit")
+
+
+def fitted(ranges: RangeMethod) -> Recipe:
+    """Static INT8 with all that is fitted to the data first: channels equalized and smoothed, weights and biases fitted."""
+    return replace(static(ranges), name=f"int8-fitted-{ranges}", transforms=FITTED)
+
+
 def static(ranges: RangeMethod, *, per_channel: bool = True, operators: tuple[str, ...] = (), suffix: str = "") -> Recipe:
     """A static INT8 recipe: unsigned activations, signed symmetric weights."""
     granularity: Granularity = "per-channel" if per_channel else "per-tensor"
@@ -58,19 +66,18 @@ def static(ranges: RangeMethod, *, per_channel: bool = True, operators: tuple[st
 def recipes_for(model: Traits, *, nncf: bool) -> list[Recipe]:
     """Cheap and likely first: what costs nothing to make, then the best INT8 guesses for the kind of model, then the rest.
 
-    Attention keeps its accuracy only where the matrix products alone are quantized, so for transformers
-    these recipes come before those that quantize every operator.
+    Clipped ranges hurt attention, whose outliers carry meaning (docs/lab.md): transformers get min-max ranges alone.
     """
     all_ranges: tuple[RangeMethod, ...] = get_args(RangeMethod)
     found = [FP32, FP16]
     if model.transformer:
-        found += [INT8_DYNAMIC]
+        found += [fitted("minmax"), INT8_DYNAMIC]
         found += [INT8_NNCF] if nncf else []
-        found += [static(ranges, operators=MATRIX_OPERATORS, suffix="-matmul") for ranges in ("minmax", "percentile", "mse")]
         found += [static("minmax")]
     elif model.recurrent:
         found += [INT8_DYNAMIC, static("minmax", operators=MATRIX_OPERATORS, suffix="-matmul")]
     else:
+        found += [fitted("mse"), fitted("minmax")]
         found += [static(ranges) for ranges in ("minmax", "mse", "percentile", "entropy")]
         found += [INT8_NNCF] if nncf else []
         found += [INT8_DYNAMIC] if model.matrix and not model.convolutional else []
@@ -84,4 +91,4 @@ def structure(recipe: Recipe) -> str:
     that are only stored in 16 bit are widened when the model is loaded."""
     if recipe.method in ("none", "cast"):
         return "floating point"
-    return str(replace(recipe, name="", ranges=None))
+    return str(replace(recipe, name="", ranges=None, transforms=tuple(t for t in recipe.transforms if t == "smooth")))

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from lowbit.compress.calibrate import CalibrationStats, calibrate
+from lowbit.compress.calibrate import CalibrationStats
+from lowbit.compress.evidence import Evidence
 from lowbit.compress.quantize import quantize
 from lowbit.errors import DataError, ModelError
 from lowbit.graph.load import artifact_size
 from lowbit.graph.parameters import read_parameters, save_parameters
+from lowbit.graph.profiles import target_of
 from lowbit.measure.compare import compare
 from lowbit.measure.outcomes import Outcomes
 from lowbit.pipeline.context import Context
@@ -82,15 +84,24 @@ def try_candidate(context: Context, entry: Plan, quick: QuickTimes) -> Candidate
 
 
 def make_artifact(context: Context, entry: Plan) -> Path:
-    """The artifact in the candidate's own folder, with its recipe and parameter table; made once per recipe."""
+    """The artifact in the candidate's own folder, with its recipe and parameter table; made once per recipe and target."""
     if entry.recipe.method == "none":
         return context.store.out / "baseline" / "model.onnx"
-    shared = context.store.artifact(entry.recipe.name)
+    target = target_of(entry.runtime)
+    static = entry.recipe.method == "static"  # its placement is the target's own; other writers know no targets
+    shared = context.store.artifact(f"{entry.recipe.name}-{target}" if static else entry.recipe.name)
     if not shared.exists():
-        stats = calibration(context) if entry.recipe.ranges else None
+        evidence = calibration(context) if entry.recipe.ranges else None
         feeds = context.calibration_feeds() if entry.recipe.method == "nncf" else []
         quantize(
-            context.model.path, context.store.prepared, entry.recipe, shared, stats=stats, feeds=feeds, transformer=context.transformer
+            context.model.path,
+            context.store.prepared,
+            entry.recipe,
+            shared,
+            evidence=evidence,
+            feeds=feeds,
+            transformer=context.transformer,
+            target=target,
         )
     folder = context.store.candidate(entry.id)
     artifact = folder / "model.onnx"
@@ -109,17 +120,18 @@ def artifact_of(context: Context, candidate: Candidate) -> Path:
     return make_artifact(context, Plan(candidate.id, recipe, candidate.runtime, candidate.tuning, candidate.precision))
 
 
-def calibration(context: Context) -> CalibrationStats:
-    """Calibration statistics: from this run, from the folder, or from one pass over the calibration samples."""
-    if context.stats is None and context.store.stats.exists():
-        context.stats = CalibrationStats.load(context.store.stats)
-    if context.stats is None:
+def calibration(context: Context) -> Evidence:
+    """What the calibration samples say: range statistics from this run, from the folder, or from one pass over them."""
+    if context.evidence is None:
+        context.evidence = Evidence(context.store.prepared, lambda: calibration_batches(context))
         data = context.split.calibration
-        context.reporter.note(f"Calibrating on {len(data)} samples: {data.name}, {context.split.how_selected}.")
-        context.stats = calibrate(context.store.prepared, calibration_batches(context))
-        context.store.stats.parent.mkdir(parents=True, exist_ok=True)
-        context.stats.save(context.store.stats)
-    return context.stats
+        if context.store.stats.exists():
+            context.evidence.stats = CalibrationStats.load(context.store.stats)
+        else:
+            context.reporter.note(f"Calibrating on {len(data)} samples: {data.name}, {context.split.how_selected}.")
+            context.store.stats.parent.mkdir(parents=True, exist_ok=True)
+            context.evidence.stats.save(context.store.stats)
+    return context.evidence
 
 
 def calibration_batches(context: Context) -> Iterator[Batch]:

@@ -22,7 +22,7 @@ from lowbit.types import Array
 
 NONE = "none"
 
-STRENGTHS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
+STRENGTHS = (0.5, 0.6, 0.7, 0.8)
 """Tried beside no smoothing at all."""
 
 BOUND = "bound"
@@ -86,6 +86,7 @@ def search(
     low: Array | None = None,
     high: Array | None = None,
     strengths: Sequence[float] = STRENGTHS,
+    bound: bool = False,
     activation: str = "uint8",
     weight: str = "int8",
 ) -> Smoothing:
@@ -100,6 +101,7 @@ def search(
             it; the choice among strengths is made on the rows alone.
         high: Highest, likewise.
         strengths: To try.
+        bound: Try the minimum of the bound as well; that takes longer than all strengths together.
         activation: Type of the activations.
         weight: Type of the weights.
 
@@ -113,16 +115,22 @@ def search(
         raise UsageError(f"Smoothing needs rows [R, K] and weights [K, N]; found {rows.shape} and {[w.shape for w in weights]}.")
     half = -(-len(rows) // 2)
     folds = [(rows[:half], rows[half:]), (rows[half:], rows[:half])] if len(rows) > 1 else [(rows, rows)]
-    names = [NONE, *(f"{strength:.2f}" for strength in strengths), BOUND]
+    names = [NONE, *(f"{strength:.2f}" for strength in strengths), *([BOUND] if bound else [])]
     errors = dict.fromkeys(names, 0.0)
     for fit, judge in folds:
-        fitted = _site(fit, weights, None, None, activation, weight)
-        some = judge[np.unique(np.linspace(0, len(judge) - 1, _JUDGED).astype(int))]
-        judged = _site(some, weights, fitted.low, fitted.high, activation, weight)
+        extremes = fit.min(axis=0), fit.max(axis=0)
+        fitted = _site(_some(fit), weights, *extremes, activation, weight)
+        judged = _site(_some(judge), weights, *extremes, activation, weight)
         for name in names:
             errors[name] += _error(judged, _choice(fitted, name)) / len(folds)
     best = min(names, key=errors.__getitem__)
-    return Smoothing(best, _choice(_site(rows, weights, low, high, activation, weight), best), errors)
+    least, most = rows.min(axis=0) if low is None else low, rows.max(axis=0) if high is None else high
+    return Smoothing(best, _choice(_site(_some(rows), weights, least, most, activation, weight), best), errors)
+
+
+def _some(rows: Array) -> Array:
+    """Rows spread over all, as many as the error needs."""
+    return rows[np.unique(np.linspace(0, len(rows) - 1, _JUDGED).astype(int))]
 
 
 def _choice(site: _Site, name: str) -> Array:

@@ -7,6 +7,7 @@ that passes it can be searched, measured and served like the built-in ones.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -90,6 +91,48 @@ class Runtime(Protocol):
         Raises:
             RunError: The file is missing or not ONNX, has an operator this runtime lacks, or the
                 tuning cannot be had here.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One step of what a runtime made of an artifact.
+
+    Attributes:
+        name: The runtime's own name.
+        kind: The runtime's own word for what it does, e.g. "QLinearConv", "Reorder".
+        origins: Names of the artifact's nodes or tensors that it computes; names of the runtime's own making among them.
+        seconds: Per call.
+        elements: Of its first output; 0 where that is not known.
+    """
+
+    name: str
+    kind: str
+    origins: tuple[str, ...]
+    seconds: float
+    elements: int
+
+
+@runtime_checkable
+class Profiler(Protocol):
+    """A runtime that can also tell what each step of a run takes. Not every runtime can."""
+
+    def profile(self, path: Path, feeds: Feeds, *, tuning: Tuning = DEFAULT, batch: int | None = None, repeats: int = 20) -> tuple[Kernel, ...]:
+        """Runs an artifact with the runtime's own profiling on.
+
+        Args:
+            path: The ONNX file.
+            feeds: One batch.
+            tuning: As for `open`; one stream.
+            batch: As for `open`.
+            repeats: Calls that count; some more warm it up.
+
+        Returns:
+            The kernels of a call, in the order in which they ran; what was never run is left out.
+
+        Raises:
+            RunError: As `open` and `run`.
         """
         ...
 

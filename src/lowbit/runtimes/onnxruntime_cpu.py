@@ -6,15 +6,19 @@ With `Tuning()` all options are the library's defaults, which is what "baseline"
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
+from math import prod
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from lowbit.errors import RunError
 from lowbit.quiet import no_telemetry
-from lowbit.runtimes.base import DEFAULT, check_feeds, need_batch, need_file, plain
+from lowbit.runtimes.base import DEFAULT, Kernel, check_feeds, need_batch, need_file, plain
 from lowbit.runtimes.hardware import Hardware
 from lowbit.types import Array, Feeds, TensorInfo, Tuning
 
@@ -34,6 +38,11 @@ DTYPES = {
     **{f"{sign}int{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (4, 8, 16, 32, 64)},
 }
 """onnxruntime's word in `tensor(...)` -> numpy's name."""
+
+PROFILE_WARM_UP = 5
+
+MADE_UP = re.compile(r"(_kernel_time|_nchwc|_token_\d+|/duplicated)$")
+"""What the library's optimizers, and its profiler, append to the name of a node (or of a tensor, in `_nchwc`)."""
 
 
 class OnnxRuntimeCpu:
@@ -64,12 +73,27 @@ class OnnxRuntimeCpu:
         return tuple(found)
 
     def open(self, path: Path, tuning: Tuning = DEFAULT, batch: int | None = None) -> OnnxRuntimeSession:
+        return self._open(path, tuning, batch)
+
+    def profile(self, path: Path, feeds: Feeds, *, tuning: Tuning = DEFAULT, batch: int | None = None, repeats: int = 20) -> tuple[Kernel, ...]:
+        """See `lowbit.runtimes.base.Profiler`; medians over the calls."""
+        with tempfile.TemporaryDirectory() as folder:
+            session = self._open(path, tuning, batch, profile=Path(folder) / "profile")
+            for _ in range(PROFILE_WARM_UP + repeats):
+                session.run(feeds)
+            events = json.loads(session.end_profiling().read_text())
+        return _kernels(list(_calls(events))[PROFILE_WARM_UP:])
+
+    def _open(self, path: Path, tuning: Tuning, batch: int | None, profile: Path | None = None) -> OnnxRuntimeSession:
         if tuning.precision != "f32":
             raise RunError(f"onnxruntime's CPU provider has no {tuning.precision} arithmetic; it has f32.", "Use precision f32 there.")
         need_file(path)
         ort = _library()
+        options = _options(ort, path, tuning, batch)
+        if profile is not None:
+            options.enable_profiling, options.profile_file_prefix = True, str(profile)
         try:
-            session = ort.InferenceSession(str(path), _options(ort, path, tuning, batch), providers=["CPUExecutionProvider"])
+            session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the library's classes share no base but Exception
             raise _load_error(error, path) from error
         return OnnxRuntimeSession(session, path)
@@ -99,6 +123,10 @@ class OnnxRuntimeSession:
         self.run(feeds)
         session, own = self._open(), dict(feeds)
         return lambda: session.run(None, own)
+
+    def end_profiling(self) -> Path:
+        """The file with all events, for a session that was opened to be profiled."""
+        return Path(self._open().end_profiling())
 
     def close(self) -> None:
         self._session = None
@@ -147,6 +175,45 @@ def _info(value: Any) -> TensorInfo:
     match = re.fullmatch(r"tensor\((\w+)\)", value.type)
     shape = tuple(dim if isinstance(dim, int) or dim else None for dim in value.shape)
     return TensorInfo(value.name, shape, DTYPES.get(match[1], match[1]) if match else value.type)
+
+
+def _calls(events: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """The node events of each call; the event of a call comes after those of its nodes."""
+    nodes: list[dict[str, Any]] = []
+    for event in events:
+        if event["cat"] == "Node" and event["name"].endswith("_kernel_time"):
+            nodes.append(event)
+        elif event["name"] == "model_run":
+            yield nodes
+            nodes = []
+
+
+def _kernels(calls: Sequence[Sequence[dict[str, Any]]]) -> tuple[Kernel, ...]:
+    """Per kernel the median over calls; one that a loop runs several times counts with all of them."""
+    first: dict[str, dict[str, Any]] = {}
+    totals: list[dict[str, float]] = []
+    for events in calls:
+        totals.append({})
+        for event in events:
+            first.setdefault(event["name"], event)
+            totals[-1][event["name"]] = totals[-1].get(event["name"], 0.0) + event["dur"] / 1e6
+    found = []
+    for name, event in first.items():
+        seconds = median(total.get(name, 0.0) for total in totals)
+        found.append(Kernel(name, event["args"]["op_name"], (_origin(name),), seconds, _elements(event["args"])))
+    return tuple(found)
+
+
+def _origin(name: str) -> str:
+    while match := MADE_UP.search(name):
+        name = name[: match.start()]
+    return name
+
+
+def _elements(arguments: dict[str, Any]) -> int:
+    """Of the first output, from `[{"float": [8, 16]}]`."""
+    shapes = arguments.get("output_type_shape") or [{}]
+    return prod(next(iter(shapes[0].values()))) if shapes[0] else 0
 
 
 def _load_error(error: Exception, path: Path) -> RunError:

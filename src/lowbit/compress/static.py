@@ -1,0 +1,138 @@
+"""Make a static integer model: transform, calibrate, place, fit, write. Each transform leaves a model that still computes in FP32.
+
+equalize   scale channels between layers, where that leaves the function as it is
+smooth     scale the inputs of matrix products against their weights
+fit        round weights with feedback and correct biases, product by product
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lowbit.compress.calibrate import CalibrationStats
+from lowbit.compress.capture import Captured
+from lowbit.compress.equalize import equalize
+from lowbit.compress.evidence import Evidence
+from lowbit.compress.fit import Way, fit
+from lowbit.compress.products import products, with_biases
+from lowbit.compress.smooth import smooth
+from lowbit.graph import ir_files
+from lowbit.graph.groups import Group
+from lowbit.graph.parameterize import RangeOf, Table, parameterize
+from lowbit.graph.place import Format, FormatOf, Placement, place
+from lowbit.graph.profiles import Profile
+from lowbit.graph.qdq import values_of, write_pairs
+from lowbit.recipe import Recipe
+from lowbit.types import Array
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+
+@dataclass(frozen=True)
+class Made:
+    """What was decided on the way.
+
+    Attributes:
+        placement: Where the graph is rounded.
+        table: Parameters of every rounded tensor.
+        factors: Tensor -> factor a channel by which it was divided.
+        ways: Product -> how its weights and bias were fitted.
+    """
+
+    placement: Placement
+    table: Table
+    factors: Mapping[str, Array]
+    ways: Mapping[str, Way]
+
+
+def write_static(evidence: Evidence, out: Path, recipe: Recipe, target: Profile) -> Made:
+    """Writes the static integer model of a recipe.
+
+    Args:
+        evidence: Of the prepared model.
+        out: Where the artifact goes.
+        recipe: Its specs, range method, transforms, formats, operators and exclusions are used.
+        target: Where the artifact will run.
+    """
+    assert recipe.activations is not None, f"{recipe.name} is not a static recipe"
+    model = ir_files.read(evidence.prepared)
+    scaled = _scale(model, evidence, recipe, target) if "equalize" in recipe.transforms else {}
+    stats = evidence.stats
+    if scaled:
+        transformed = out.with_name(f"{out.stem}.equalized.onnx")
+        try:
+            ir_files.write(model, transformed)
+            stats = evidence.stats_of(transformed)
+        finally:
+            transformed.unlink(missing_ok=True)
+    if "fit" in recipe.transforms:
+        with_biases(model)
+    placement = place(model.graph, target, format_of(recipe), stats.tensors)
+    smoothing = _smooth(model, evidence, recipe, placement) if "smooth" in recipe.transforms else {}
+    ranges = _ranges(recipe, stats, evidence, smoothing, {str(v.name) for v in model.graph.inputs})
+    table = parameterize(placement, ranges, values_of(model))
+    ways: dict[str, Way] = {}
+    if "fit" in recipe.transforms:
+        found = {n: p for n, p in products(model, placement.groups).items() if n in placement.formats}
+        grids = {weight.tensor: table[weight.tensor] for weight in placement.weights}
+        ways = fit(model, found, evidence.captured, table, {**scaled, **smoothing})
+        table = parameterize(placement, ranges, values_of(model), grids)
+    write_pairs(model, placement, table, smoothing)
+    ir_files.write(model, out)
+    return Made(placement, table, {**scaled, **smoothing}, ways)
+
+
+def format_of(recipe: Recipe) -> FormatOf:
+    """Group -> the format that a recipe wants for it."""
+    assert recipe.activations is not None
+    default = Format(recipe.weights, recipe.activations)
+
+    def lookup(group: Group) -> Format | None:
+        left_out = recipe.operators and group.kind not in recipe.operators
+        return None if left_out or any(name in recipe.exclude for name in group.nodes) else default
+
+    return lookup
+
+
+def _scale(model: ir.Model, evidence: Evidence, recipe: Recipe, target: Profile) -> dict[str, Array]:
+    assert recipe.activations is not None
+    with_biases(model)
+    placement = place(model.graph, target, format_of(recipe), _everything(model))
+    found = {n: p for n, p in products(model, placement.groups).items() if n in placement.formats}
+    return equalize(model, found, evidence.captured, recipe.weights, recipe.activations)
+
+
+def _smooth(model: ir.Model, evidence: Evidence, recipe: Recipe, placement: Placement) -> dict[str, Array]:
+    assert recipe.activations is not None
+    found = {n: p for n, p in products(model, placement.groups).items() if n in placement.formats}
+    entries = {entry.tensor for entry in placement.activations if entry.readers is not None}
+    return smooth(model, found, evidence.captured, entries, recipe.weights, recipe.activations)
+
+
+def _ranges(recipe: Recipe, stats: CalibrationStats, evidence: Evidence, smoothing: Mapping[str, Array], inputs: set[str]) -> RangeOf:
+    """Ranges by the recipe's method; of a smoothed tensor what its channels reach after smoothing.
+
+    A model's inputs keep their whole range under "entropy": the background of images is a spike that the
+    divergence follows, and it cut all bright pixels off (docs/lab.md has the numbers).
+    """
+    method = recipe.ranges
+    assert method is not None, f"{recipe.name} names no range method"
+
+    def lookup(tensor: str) -> tuple[float, float]:
+        if tensor in smoothing:
+            return _smoothed_range(evidence.captured, tensor, smoothing[tensor])
+        return stats.range(tensor, "minmax" if method == "entropy" and tensor in inputs else method)
+
+    return lookup
+
+
+def _smoothed_range(captured: Captured, tensor: str, factors: Array) -> tuple[float, float]:
+    return float((captured.low[tensor] / factors).min()), float((captured.high[tensor] / factors).max())
+
+
+def _everything(model: ir.Model) -> set[str]:
+    return {str(v.name) for v in model.graph.inputs} | {str(v.name) for node in model.graph for v in node.outputs}
