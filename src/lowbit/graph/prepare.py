@@ -3,7 +3,7 @@
 Initializers that old exporters list as inputs become constants, the operator set is raised to
 one with per-channel QuantizeLinear, constants are folded and batch norms merged into the
 convolution before them (onnxruntime's basic, hardware-independent optimizations), shapes are
-inferred, and every node gets a name that recipes can refer to.
+inferred, products that read one tensor are merged, and every node gets a name that recipes can refer to.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lowbit.errors import ModelError
+from lowbit.graph import ir_files
+from lowbit.graph.merge import merge_products
 from lowbit.quiet import no_telemetry
 from lowbit.types import Model
 
@@ -44,6 +46,9 @@ def prepare(model: Model, out: Path) -> Path:
     folded = onnx.load_model(out)
     _name_nodes(folded)
     onnx.save_model(onnx.shape_inference.infer_shapes(folded), out)
+    merged = ir_files.read(out)
+    if merge_products(merged):
+        ir_files.write(merged, out)
     return out
 
 
