@@ -55,7 +55,7 @@ def test_a_cnn_gets_every_range_method_and_no_dynamic() -> None:
 
 def test_attention_gets_smoothed_and_dynamic_first_and_no_clipped_ranges() -> None:
     found = names({"MatMul": 40, "Softmax": 6, "LayerNormalization": 13})
-    assert found.index("int8-fitted-minmax") < found.index("int8-dynamic") < found.index("int8-static-minmax")
+    assert found.index("int8-smoothed") < found.index("int8-dynamic") < found.index("int8-static-minmax")
     assert not [name for name in found if any(ranges in name for ranges in ("percentile", "mse", "entropy"))]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import get_args
 
-from lowbit.recipe import Granularity, QuantSpec, Recipe, Transform
+from lowbit.recipe import Granularity, QuantSpec, Recipe
 from lowbit.types import RangeMethod
 
 FP32 = Recipe("fp32", "none", QuantSpec("fp32"))
@@ -48,12 +48,14 @@ def traits(operators: Mapping[str, int]) -> Traits:
     )
 
 
-FITTED: tuple[Transform, ...] = ("equalize", "smooth", "fit")
-
-
 def fitted(ranges: RangeMethod) -> Recipe:
-    """Static INT8 with all that is fitted to the data first: channels equalized and smoothed, weights and biases fitted."""
-    return replace(static(ranges), name=f"int8-fitted-{ranges}", transforms=FITTED)
+    """Static INT8 for convolutions: channels equalized, weights and biases fitted to the data."""
+    return replace(static(ranges), name=f"int8-fitted-{ranges}", transforms=("equalize", "fit"))
+
+
+def smoothed() -> Recipe:
+    """Static INT8 for attention: inputs smoothed, ranges by min-max. Fitting 8-bit weights gained nothing there (docs/lab.md)."""
+    return replace(static("minmax"), name="int8-smoothed", transforms=("equalize", "smooth"))
 
 
 def static(ranges: RangeMethod, *, per_channel: bool = True, operators: tuple[str, ...] = (), suffix: str = "") -> Recipe:
@@ -71,7 +73,7 @@ def recipes_for(model: Traits, *, nncf: bool) -> list[Recipe]:
     all_ranges: tuple[RangeMethod, ...] = get_args(RangeMethod)
     found = [FP32, FP16]
     if model.transformer:
-        found += [fitted("minmax"), INT8_DYNAMIC]
+        found += [smoothed(), INT8_DYNAMIC]
         found += [INT8_NNCF] if nncf else []
         found += [static("minmax")]
     elif model.recurrent:

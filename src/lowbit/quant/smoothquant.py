@@ -28,6 +28,11 @@ STRENGTHS = (0.5, 0.6, 0.7, 0.8)
 BOUND = "bound"
 """Name of the choice that minimises the bound."""
 
+TIE = 1.1
+"""Errors this close decide nothing; then the stronger smoothing is taken. Sampled rows hold few of the special tokens whose channels are
+largest, and what those do to a range, attention carries to all others. (MiniLM on four calibration subsets: cosine 0.9980 to 0.9981; with
+the least error alone 0.9965 to 0.9981.)"""
+
 _JUDGED = 256  # rows of a half on which the error is computed; all of it tells the extremes
 _START = 0.75
 _STEPS = 30
@@ -106,7 +111,7 @@ def search(
         weight: Type of the weights.
 
     Returns:
-        The best choice. No smoothing wins ties.
+        The strongest choice that is within `TIE` of the best; no smoothing where nothing is better.
 
     Raises:
         UsageError: no rows, no weights, or shapes that do not fit.
@@ -124,8 +129,10 @@ def search(
         for name in names:
             errors[name] += _error(judged, _choice(fitted, name)) / len(folds)
     best = min(names, key=errors.__getitem__)
-    least, most = rows.min(axis=0) if low is None else low, rows.max(axis=0) if high is None else high
-    return Smoothing(best, _choice(_site(_some(rows), weights, least, most, activation, weight), best), errors)
+    if best != NONE:
+        best = [name for name in names if errors[name] <= TIE * errors[best]][-1]
+    lowest, highest = rows.min(axis=0) if low is None else low, rows.max(axis=0) if high is None else high
+    return Smoothing(best, _choice(_site(_some(rows), weights, lowest, highest, activation, weight), best), errors)
 
 
 def _some(rows: Array) -> Array:
