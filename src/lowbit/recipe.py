@@ -12,7 +12,9 @@ Naming convention of the built-in recipes:
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 import yaml
@@ -56,6 +58,7 @@ class Recipe:
         operators: Operator types to quantize; empty means the writer's own list.
         exclude: Names of nodes to leave in floating point.
         transforms: What is done to the FP32 model first, for static recipes (compress/static.py).
+        formats: Group -> format by name ("float", "w8a8", "w4a8", "w8a16"), for groups that differ from the rest.
     """
 
     name: str
@@ -66,6 +69,7 @@ class Recipe:
     operators: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     transforms: tuple[Transform, ...] = ()
+    formats: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def precision(self) -> str:
@@ -91,7 +95,7 @@ class Recipe:
         values: dict[str, Any] = dict(raw)
         if (schema := values.pop("schema", 1)) != 1:
             raise UsageError(f"Recipe schema {schema} is not known; this version reads schema 1.")
-        _check_keys("recipe key", values, ("name", "method", "weights", "activations", "ranges", "operators", "exclude", "transforms"))
+        _check_keys("recipe key", values, tuple(each.name for each in fields(cls)))
         if missing := [key for key in ("name", "method", "weights") if key not in values]:
             raise UsageError(f"The recipe lacks {', '.join(missing)}.")
         _check_value("method", values["method"], Method)
@@ -108,7 +112,33 @@ class Recipe:
             operators=tuple(values.get("operators") or ()),
             exclude=tuple(values.get("exclude") or ()),
             transforms=tuple(values.get("transforms") or ()),
+            formats=_formats(values.get("formats") or {}),
         )
+
+
+def widths(name: str) -> tuple[int, int] | None:
+    """Bits of weights and activations that a format's name says; None for "float".
+
+    >>> widths("w4a8"), widths("float")
+    ((4, 8), None)
+
+    Raises:
+        UsageError: not of the form wNaM with N 4 or 8 and M 8 or 16, nor "float".
+    """
+    if name == "float":
+        return None
+    match = re.fullmatch(r"w([48])a(8|16)", name)
+    if match is None:
+        raise UsageError(f"'{name}' is not a format.", "Give float, w8a8, w4a8, w8a16 or w4a16.")
+    return int(match[1]), int(match[2])
+
+
+def _formats(raw: object) -> dict[str, str]:
+    if not isinstance(raw, dict):
+        raise UsageError(f"'{raw}' is not a mapping from groups to formats.", 'Give e.g. {"conv1": "float"}.')
+    for name in raw.values():
+        widths(str(name))
+    return {str(group): str(name) for group, name in raw.items()}
 
 
 def _plain(value: Any) -> Any:

@@ -14,6 +14,7 @@ import small_models
 from conftest import missing
 from lowbit.errors import RunError
 from lowbit.runtimes import Runtime, Session, probe, registry
+from lowbit.runtimes.base import Profiler
 from lowbit.types import TensorInfo, Tuning
 
 
@@ -188,6 +189,25 @@ def test_prepared_call_runs(runtime: Runtime, tmp_path: Path) -> None:
     calls = [runtime.open(small_models.cnn(tmp_path / "m.onnx")).prepare(feeds(n)) for n in (1, 4)]
     for call in calls:
         assert call() is not None
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_profile_names_the_nodes_that_ran(runtime: Runtime, tmp_path: Path, fixed: bool) -> None:
+    """A runtime need not have a profiler; one that has says which nodes a kernel is made of, and what it takes."""
+    if not isinstance(runtime, Profiler):
+        pytest.skip(f"{runtime.name} cannot profile")
+    plain, quantized = small_models.cnn(tmp_path / "m.onnx"), small_models.cnn_qdq(tmp_path / "q.onnx")
+    for path in (plain, quantized):
+        kernels = runtime.profile(path, feeds(4), tuning=Tuning(threads=1, fixed_shape=fixed), batch=4, repeats=8)
+        named = [name for kernel in kernels for name in kernel.origins]
+        assert any(name in ("conv", "c", "r") for name in named), named
+        assert any(name.startswith(("gemm", "logits")) for name in named), named
+        assert all(0 <= kernel.seconds < 10 and kernel.kind for kernel in kernels)
+        assert sum(kernel.seconds for kernel in kernels) > 0
+        if fixed:
+            assert max(kernel.elements for kernel in kernels) >= 4 * 6 * 8 * 8
+    with pytest.raises(RunError, match="does not exist"):
+        runtime.profile(tmp_path / "absent.onnx", feeds(4))
 
 
 def test_tunings_open(runtime: Runtime, tmp_path: Path) -> None:

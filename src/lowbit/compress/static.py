@@ -8,9 +8,9 @@ fit        round weights with feedback and correct biases, product by product
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from lowbit.compress.calibrate import CalibrationStats
 from lowbit.compress.capture import Captured
@@ -25,7 +25,7 @@ from lowbit.graph.parameterize import RangeOf, Table, parameterize
 from lowbit.graph.place import Format, FormatOf, Placement, place
 from lowbit.graph.profiles import Profile
 from lowbit.graph.qdq import values_of, write_pairs
-from lowbit.recipe import Recipe
+from lowbit.recipe import Dtype, QuantSpec, Recipe, widths
 from lowbit.types import Array
 
 if TYPE_CHECKING:
@@ -90,12 +90,31 @@ def format_of(recipe: Recipe) -> FormatOf:
     """Group -> the format that a recipe wants for it."""
     assert recipe.activations is not None
     default = Format(recipe.weights, recipe.activations)
+    own = {group: named_format(name, default) for group, name in recipe.formats.items()}
 
     def lookup(group: Group) -> Format | None:
+        if group.name in own:
+            return own[group.name]
         left_out = recipe.operators and group.kind not in recipe.operators
         return None if left_out or any(name in recipe.exclude for name in group.nodes) else default
 
     return lookup
+
+
+def named_format(name: str, default: Format) -> Format | None:
+    """The format of a name like "w4a8", as granular and symmetric as `default`; None for "float".
+
+    Raises:
+        UsageError: a name that is none.
+    """
+    bits = widths(name)
+    if bits is None:
+        return None
+    return Format(*(_resized(spec, count) for spec, count in zip((default.weights, default.activations), bits, strict=True)))
+
+
+def _resized(spec: QuantSpec, bits: int) -> QuantSpec:
+    return replace(spec, dtype=cast(Dtype, f"{spec.dtype.rstrip('0123456789')}{bits}"))
 
 
 def _scale(model: ir.Model, evidence: Evidence, recipe: Recipe, target: Profile) -> dict[str, Array]:

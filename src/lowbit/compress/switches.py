@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lowbit.graph import ir_files
+from lowbit.graph.flow import is_matrix_product
 from lowbit.graph.groups import Group, find_groups
-from lowbit.graph.parameterize import RangeOf, Table, parameterize
+from lowbit.graph.parameterize import RangeOf, parameterize
 from lowbit.graph.place import Format, Placement, place
 from lowbit.graph.profiles import Profile
 from lowbit.graph.qdq import values_of
-from lowbit.quant.affine import Affine, aligned, levels, round_trip
+from lowbit.quant.affine import Affine, levels, round_trip
 from lowbit.types import Array
 
 if TYPE_CHECKING:
@@ -42,13 +43,18 @@ class Rounding:
 
     Attributes:
         inputs: Input number of the anchor -> grid.
-        constants: Input number of the anchor -> name and rounded values of its weight or bias.
+        constants: Input number of the anchor -> rounded values of its weight or bias.
         output: Grid of what the group hands out, None where that stays in floating point.
     """
 
     inputs: Mapping[int, Affine]
     constants: Mapping[int, Array]
     output: Affine | None
+
+    @property
+    def any(self) -> bool:
+        """Whether there is anything to round."""
+        return bool(self.inputs or self.constants or self.output)
 
 
 @dataclass(frozen=True)
@@ -79,27 +85,30 @@ def switch(prepared: Path, profile: Profile, formats: Mapping[str, Format], rang
     import onnx
 
     source = ir_files.read(prepared)
-    by_name = {name: f for name, f in formats.items()}
     found: list[tuple[Group, list[Rounding]]] = []
     for group in find_groups(source.graph, profile):
-        if not all(t in observed for t in group.activations.values()) or not (group.is_product or group.kind == "MatMul"):
-            continue
-        found.append((group, [rounding(source, profile, group, form, range_of, observed) for form in by_name.values()]))
+        if is_matrix_product(group):
+            roundings = [rounding(source, profile, group, form, range_of, observed) for form in formats.values()]
+            if possible := [each for each in roundings if each is not None]:
+                found.append((group, possible))
     model = onnx.load_model(prepared, load_external_data=False)
-    _rewrite(model, found, len(by_name))
-    return Switched(model, tuple(group.name for group, _ in found), tuple(by_name))
+    _rewrite(model, found, len(formats))
+    return Switched(model, tuple(group.name for group, _ in found), tuple(formats))
 
 
-def rounding(model: ir.Model, profile: Profile, group: Group, form: Format, range_of: RangeOf, observed: Sequence[str]) -> Rounding:
-    """What the QDQ writer rounds where only `group` is quantized."""
+def rounding(model: ir.Model, profile: Profile, group: Group, form: Format, range_of: RangeOf, observed: Sequence[str]) -> Rounding | None:
+    """What the QDQ writer rounds where only `group` is quantized; None where that cannot be, whatever the format."""
     placement = place(model.graph, profile, lambda g: form if g.name == group.name else None, observed)
+    if group.name not in placement.formats:
+        return None
     placement = _integers_only(placement, form)
     table = parameterize(placement, range_of, values_of(model))
-    edges = {edge: a.tensor for a in placement.activations for edge in a.readers or ()}
-    everywhere = {a.tensor for a in placement.activations if a.readers is None}
-    inputs = {i: table[t] for i, t in group.activations.items() if (group.name, i) in edges or t in everywhere}
-    constants = {c.reader[1]: _rounded(model, c.tensor, table) for c in (*placement.weights, *placement.biases)}
-    return Rounding(inputs, constants, table[group.output] if group.output in everywhere else None)
+    inputs = {edge[1]: table[a.key] for a in placement.activations for edge in a.readers or () if edge[0] == group.name}
+    everywhere = {a.tensor: table[a.key] for a in placement.activations if a.readers is None}
+    values = values_of(model)
+    constants = {weight.reader[1]: round_trip(values(weight.tensor), table[weight.key]) for weight in placement.weights}
+    constants |= {bias.reader[1]: _round_bias(values(bias.tensor), table[bias.key].scale, bias.channels) for bias in placement.biases}
+    return Rounding(inputs, constants, everywhere.get(group.output))
 
 
 def _integers_only(placement: Placement, form: Format) -> Placement:
@@ -109,12 +118,9 @@ def _integers_only(placement: Placement, form: Format) -> Placement:
     return replace(placement, weights=weights, activations=activations, biases=placement.biases if weights and activations else ())
 
 
-def _rounded(model: ir.Model, name: str, table: Table) -> Array:
-    values = values_of(model)(name)
-    if table[name].dtype != "int32":
-        return round_trip(values, table[name])
-    scale, _ = aligned(table[name], values.shape)
-    return (np.rint(values / scale) * scale).astype(np.float32)
+def _round_bias(values: Array, scale: Array, channels: int) -> Array:
+    """A bias on its int32 grid, float32 [channels]."""
+    return (np.rint(np.broadcast_to(values.reshape(-1), (channels,)) / scale.astype(np.float64)) * scale).astype(np.float32)
 
 
 # Graph surgery --------------------------------------------------------------------------------------------------------
@@ -130,7 +136,7 @@ def _rewrite(model: onnx.ModelProto, found: Sequence[tuple[Group, list[Rounding]
     inside = {name for group, _ in found for name in group.nodes}
     rewritten = []
     for node in model.graph.node:
-        rewritten += branches[node.name] if node.name in branches else [] if node.name in inside else [node]
+        rewritten += branches.get(node.name, [] if node.name in inside else [node])
     errors = [f"{ERROR}/{number}" for number in range(len(found))]
     rewritten.append(helper.make_node("Sum", errors, [ERROR], name=ERROR))
     del model.graph.node[:]
@@ -147,7 +153,7 @@ def _switched(number: int, group: Group, nodes: Sequence[Any], roundings: Sequen
     which, chosen, error = f"{home}/which", f"{home}/chosen", f"{ERROR}/{number}"
     then, otherwise = (_Branch(f"{home}/{kind}") for kind in ("on", "off"))
     exact = then.copy(nodes, group.output, "exact")
-    answers = [then.quantized(nodes, group, found, str(index)) for index, found in enumerate(roundings)]
+    answers = [then.quantized(nodes, group, found, str(index)) if found.any else exact for index, found in enumerate(roundings)]
     then.add("Concat", [then.energy(exact), *(then.energy(then.add("Sub", [answer, exact])) for answer in answers)], "error", axis=0)
     result = answers[0]
     for index, answer in enumerate(answers[1:], start=1):

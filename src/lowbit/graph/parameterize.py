@@ -28,7 +28,7 @@ _INT32_SHARE = 2.0**30
 
 
 def parameterize(placement: Placement, range_of: RangeOf, values_of: ValuesOf, given: Mapping[str, Affine] | None = None) -> Table:
-    """Finds scale and zero point of every tensor that a placement rounds.
+    """Finds scale and zero point of every tensor that a placement rounds, by its key.
 
     Args:
         placement: Where the graph is rounded.
@@ -38,23 +38,20 @@ def parameterize(placement: Placement, range_of: RangeOf, values_of: ValuesOf, g
     """
     table = _activations(placement, range_of)
     for weight in placement.weights:
-        values = values_of(weight.tensor)
-        table[weight.tensor] = (given or {}).get(weight.tensor) or weight_grid(values, weight)
+        if weight.key not in table:
+            table[weight.key] = (given or {}).get(weight.key) or weight_grid(values_of(weight.tensor), weight)
     for bias in placement.biases:
         table[bias.weight] = _with_room(table[bias.weight], table[bias.activation], values_of(bias.tensor))
     for bias in placement.biases:
         scale = np.asarray(table[bias.activation].scale * table[bias.weight].scale, np.float32)
         axis = 0 if scale.ndim else None
-        table[bias.tensor] = Affine(scale, np.zeros(scale.shape, np.int32), "int32", symmetric=True, axis=axis)
+        table[bias.key] = Affine(scale, np.zeros(scale.shape, np.int32), "int32", symmetric=True, axis=axis)
     return table
 
 
 def weight_grid(values: Array, weight: QuantizedWeight) -> Affine:
     """The grid of a weight that spans its min-max, per tensor, per output channel, or per group along its input channels."""
-    spec = weight.spec
-    if weight.axis is None:
-        return from_values(values, spec.dtype, symmetric=spec.symmetric)
-    return from_values(values, spec.dtype, symmetric=spec.symmetric, axis=weight.axis)
+    return from_values(values, weight.spec.dtype, symmetric=weight.spec.symmetric, axis=weight.axis, block=weight.block)
 
 
 def _activations(placement: Placement, range_of: RangeOf) -> Table:
@@ -66,11 +63,11 @@ def _activations(placement: Placement, range_of: RangeOf) -> Table:
         least, most = spans.get(entry.grid, (0.0, 0.0))
         spans[entry.grid], specs[entry.grid] = (min(low, least), max(high, most)), entry.spec
     grids = {name: from_range(*spans[name], specs[name].dtype, symmetric=specs[name].symmetric) for name in spans}
-    return {entry.tensor: grids[entry.grid] for entry in placement.activations}
+    return {entry.key: grids[entry.grid] for entry in placement.activations}
 
 
 def _with_room(weight: Affine, activation: Affine, bias: Array) -> Affine:
     """A weight grid coarse enough that the bias fits into int32 on the product of both grids."""
-    least = np.abs(bias) / (_INT32_SHARE * float(activation.scale))
+    least = np.abs(bias.reshape(-1)) / (_INT32_SHARE * float(activation.scale))
     least = least if weight.scale.ndim else least.max()
     return replace(weight, scale=np.maximum(weight.scale, least).astype(np.float32))

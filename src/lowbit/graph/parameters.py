@@ -7,12 +7,18 @@ other targets can start. `parameters.json` holds the table, `parameters.npz` the
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from lowbit.types import Array
+
+_CONTAINERS = {"int4": np.int8, "uint4": np.uint8}
+"""Types that numpy does not have -> what holds them in the table."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +28,11 @@ class Parameters:
     Attributes:
         tensor: Name in the prepared graph.
         kind: "weight" or "activation".
-        dtype: numpy's name of the integer type.
-        axis: Channel axis, None for per-tensor.
-        scale: float32, scalar or [channels].
-        zero_point: Same shape, of `dtype`.
+        dtype: Name of the integer type: "uint8", "int4", ...
+        axis: Channel axis, or the one that is cut into blocks; None for per-tensor.
+        scale: float32, scalar, [channels], or blocked.
+        zero_point: Same shape, of `dtype` (4-bit ones in bytes).
+        block: Elements of a block, None where nothing is blocked.
     """
 
     tensor: str
@@ -34,9 +41,11 @@ class Parameters:
     axis: int | None
     scale: Array
     zero_point: Array
+    block: int | None = None
 
 
-SUFFIXES = ("_quantized", "_QuantizeLinear_Output", "_QuantizeLinear_Input", "_DequantizeLinear_Output")
+_SUFFIX = re.compile(r"(_quantized|_QuantizeLinear_(Out|In)put|_DequantizeLinear_Output|_unrounded)(_\d+)?$")
+"""What writers append to a tensor's name, and the number that keeps it apart from names the model had."""
 
 
 def read_parameters(artifact: Path) -> list[Parameters]:
@@ -54,14 +63,24 @@ def read_parameters(artifact: Path) -> list[Parameters]:
         if node.op_type == "DequantizeLinear" and not is_weight:
             continue  # its QuantizeLinear has said it all
         name = _source_name(node.input[0])
-        scale = numpy_helper.to_array(constants[node.input[1]])
-        given = len(node.input) > 2 and node.input[2] in constants
-        zero = numpy_helper.to_array(constants[node.input[2]]) if given else np.zeros(scale.shape, np.uint8)
-        axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
-        rows[name] = Parameters(
-            name, "weight" if is_weight else "activation", zero.dtype.name, axis if scale.size > 1 else None, scale, zero
-        )
+        scale, zero = numpy_helper.to_array(constants[node.input[1]]), _zero_point(node, constants)
+        dtype = zero.dtype.name
+        if dtype in _CONTAINERS:
+            zero = zero.astype(_CONTAINERS[dtype])
+        attributes = {attribute.name: attribute.i for attribute in node.attribute}
+        axis = attributes.get("axis", 1) if scale.size > 1 else None
+        if name in rows and rows[name].dtype != dtype:
+            name = f"{name}@{dtype}"
+        block = attributes.get("block_size") or None
+        rows[name] = Parameters(name, "weight" if is_weight else "activation", dtype, axis, scale, zero, block)
     return [rows[name] for name in sorted(rows)]
+
+
+def _zero_point(node: Any, constants: Mapping[str, Any]) -> Array:
+    from onnx import numpy_helper
+
+    given = len(node.input) > 2 and node.input[2] in constants
+    return numpy_helper.to_array(constants[node.input[2]]) if given else np.zeros((), np.uint8)
 
 
 def save_parameters(rows: list[Parameters], folder: Path) -> None:
@@ -70,7 +89,7 @@ def save_parameters(rows: list[Parameters], folder: Path) -> None:
     table = []
     for index, row in enumerate(rows):
         arrays[f"scale_{index}"], arrays[f"zero_point_{index}"] = row.scale, row.zero_point
-        table.append({"tensor": row.tensor, "kind": row.kind, "dtype": row.dtype, "axis": row.axis, "arrays": index})
+        table.append({"tensor": row.tensor, "kind": row.kind, "dtype": row.dtype, "axis": row.axis, "block": row.block, "arrays": index})
     (folder / "parameters.json").write_text(json.dumps({"schema": 1, "tensors": table}, indent=1) + "\n")
     with (folder / "parameters.npz").open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
@@ -88,12 +107,11 @@ def load_parameters(folder: Path) -> list[Parameters]:
                 row["axis"],
                 arrays[f"scale_{row['arrays']}"],
                 arrays[f"zero_point_{row['arrays']}"],
+                row.get("block"),
             )
             for row in table
         ]
 
 
 def _source_name(name: str) -> str:
-    for suffix in SUFFIXES:
-        name = name.removesuffix(suffix)
-    return name
+    return _SUFFIX.sub("", name)

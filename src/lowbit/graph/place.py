@@ -9,10 +9,11 @@ readers that compute with integers: all others read it unrounded, which is what 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from lowbit.graph.groups import Group, channel_axis, find_groups
+from lowbit.graph.flow import Flow, is_matrix_product
+from lowbit.graph.groups import Group, channel_axis, find_groups, input_axis, output_channels
 from lowbit.graph.profiles import Profile
 from lowbit.recipe import QuantSpec
 
@@ -29,7 +30,7 @@ class Format:
 
     Attributes:
         weights: Of its constant operand.
-        activations: Of what goes in.
+        activations: Of what goes in, and of what comes out where the kernel hands out integers.
     """
 
     weights: QuantSpec
@@ -45,12 +46,14 @@ class QuantizedActivation:
         spec: How it is quantized.
         readers: Edges that see it rounded; None where all do.
         grid: The tensor whose parameters it takes: itself, or the one it shares a grid with.
+        key: Its name in the table: the tensor's, unless that is rounded twice, in different types.
     """
 
     tensor: str
     spec: QuantSpec
     readers: tuple[Edge, ...] | None
     grid: str
+    key: str
 
 
 @dataclass(frozen=True)
@@ -61,23 +64,38 @@ class QuantizedWeight:
         tensor: Its name.
         reader: The edge.
         spec: How it is quantized.
-        axis: Of its output channels; None where one grid serves all.
+        axis: Of its output channels (of its input channels where it is cut into blocks); None where one grid serves all.
+        key: Its name in the table: the tensor's, unless another reader wants it on another grid.
+        block: Elements of a block along `axis`; None where it is not cut.
     """
 
     tensor: str
     reader: Edge
     spec: QuantSpec
     axis: int | None
+    key: str
+    block: int | None = None
 
 
 @dataclass(frozen=True)
 class QuantizedBias:
-    """A bias on the grid of input times weight, int32."""
+    """A bias on the grid of input times weight, int32.
+
+    Attributes:
+        tensor: Its name.
+        reader: The edge.
+        activation: Name in the table of what it is added to the product of.
+        weight: Likewise.
+        channels: How many the product has; a bias of one number is repeated.
+        key: Its name in the table.
+    """
 
     tensor: str
     reader: Edge
     activation: str
     weight: str
+    channels: int
+    key: str
 
 
 @dataclass(frozen=True)
@@ -98,160 +116,139 @@ class Placement:
 
 FormatOf = Callable[[Group], Format | None]
 
+BLOCK = 32
+"""Elements of a block where a recipe does not say."""
+
 
 def place(graph: ir.Graph, profile: Profile, format_of: FormatOf, observed: Collection[str]) -> Placement:
     """Places quantization in a graph.
 
     Args:
         graph: A prepared graph; not changed.
-        profile: Of the target.
+        profile: Of the target; formats are expressed in its dialect.
         format_of: How each product should compute; None leaves it in floating point.
         observed: Tensors whose range is known; others cannot be quantized.
     """
     groups = find_groups(graph, profile)
-    wanted = {g.name: f for g in groups if g.is_product or g.kind == "MatMul" for f in [format_of(g)] if f is not None}
-    formats = {name: f for name, f in wanted.items() if all(t in observed for t in _group(groups, name).activations.values())}
-    flow = _Flow(graph, profile, groups, formats, observed)
-    emitted = flow.emitted()
-    rounded = flow.rounded(emitted)
-    grids = _shared_grids(graph, profile, rounded)
-    activations = [QuantizedActivation(name, spec, None, grids.get(name, name)) for name, spec in rounded.items()]
-    activations += flow.entries(rounded)
     nodes = {str(node.name): node for node in graph}
-    weights = [_weight(nodes[g.name], g, formats[g.name]) for g in groups if g.name in formats and g.weight is not None]
-    biases = [
-        QuantizedBias(_input(nodes[g.name], g.bias), (g.name, g.bias), g.activations[0], _input(nodes[g.name], g.weight))
-        for g in groups
-        if g.name in formats and g.bias is not None and g.weight is not None and profile.integer_bias
-    ]
+    formats = {}
+    for group in groups:
+        possible = (
+            is_matrix_product(group) and _is_known(group, profile, observed) and (profile.joins_rows or not _reads_rows(nodes[group.name]))
+        )
+        wanted = format_of(group) if possible else None
+        if wanted is not None:
+            formats[group.name] = Format(profile.weight(wanted.weights), profile.activation(wanted.activations))
+    flow = Flow(graph, profile, groups, formats, observed)
+    rounded = flow.rounded(flow.emitted())
+    grids = flow.shared_grids(rounded)
+    activations = [QuantizedActivation(name, spec, None, grids[name], name) for name, spec in rounded.items()]
+    activations += _entries(groups, formats, rounded)
+    weights = _weights(flow, rounded)
+    biases = _biases(flow, activations, weights) if profile.integer_bias else []
     return Placement(tuple(groups), formats, tuple(activations), tuple(weights), tuple(biases))
 
 
-@dataclass
-class _Flow:
-    """How integers flow through a graph."""
-
-    graph: ir.Graph
-    profile: Profile
-    groups: list[Group]
-    formats: Mapping[str, Format]
-    observed: Collection[str]
-
-    def __post_init__(self) -> None:
-        self.anchors = {g.name: g for g in self.groups}
-        self.makers = {g.output: g for g in self.groups}
-        self.inside = {name: g for g in self.groups for name in g.nodes[1:]}
-
-    def emitted(self) -> dict[str, QuantSpec]:
-        """Tensors whose kernel can hand out integers, in the order in which they are computed."""
-        found: dict[str, QuantSpec] = {}
-        for node in self.graph:
-            name = str(node.name)
-            if name in self.anchors:
-                group = self.anchors[name]
-                spec = self._group_spec(group, found)
-                if spec is not None and group.output in self.observed:
-                    found[group.output] = spec
-            elif name not in self.inside and (data := self._carried(node)):
-                if all(tensor in found for tensor in data):
-                    found.update({str(v.name): found[data[0]] for v in node.outputs if v.name in self.observed})
-        return found
-
-    def _group_spec(self, group: Group, found: Mapping[str, QuantSpec]) -> QuantSpec | None:
-        if group.name in self.formats:
-            return self.formats[group.name].activations
-        operands = list(group.activations.values())
-        is_product = group.is_product or group.kind == "MatMul"
-        return found[operands[0]] if not is_product and all(t in found for t in operands) else None
-
-    def _carried(self, node: ir.Node) -> list[str]:
-        """The computed tensors whose values a node hands on unchanged; none for other nodes."""
-        if node.domain not in ("", "ai.onnx"):
-            return []
-        operands = [v for v in node.inputs if v is not None]
-        if node.op_type in self.profile.moves:
-            operands = operands[:1]
-        elif node.op_type not in self.profile.joins:
-            return []
-        names = [str(v.name) for v in operands]
-        return names if all(v.const_value is None for v in operands) else []
-
-    def rounded(self, emitted: Mapping[str, QuantSpec]) -> dict[str, QuantSpec]:
-        """Emitted tensors that somebody computes with as integers, or that cannot be had otherwise."""
-        found: dict[str, QuantSpec] = {}
-        values = {str(v.name): v for node in self.graph for v in node.outputs}
-        for name in reversed(list(emitted)):
-            if self._must(name) or any(self._computes(use.node, name, found) for use in values[name].uses()):
-                found[name] = emitted[name]
-        for name in list(found):
-            if self._summed_in_place(values[name], found):
-                del found[name]
-        return {name: spec for name, spec in emitted.items() if name in found}
-
-    def _must(self, name: str) -> bool:
-        """A kernel that gives integers or nothing."""
-        group = self.makers.get(name)
-        return group is not None and group.name in self.formats and group.kind not in self.profile.float_output
-
-    def _computes(self, reader: ir.Node, name: str, found: Mapping[str, QuantSpec]) -> bool:
-        """Whether a reader computes with integers, given which of the tensors after it are rounded."""
-        group = self.anchors.get(str(reader.name))
-        if group is not None and (group.is_product or group.kind == "MatMul"):
-            return group.name in self.formats and name in group.activations.values()
-        outputs = [group.output] if group is not None else [str(v.name) for v in reader.outputs]
-        carried = group is not None or name in self._carried(reader)
-        return carried and any(output in found for output in outputs)
-
-    def _summed_in_place(self, value: ir.Value, found: Mapping[str, QuantSpec]) -> bool:
-        """A product's result that is read by one rounded sum alone, whose other operand is rounded."""
-        uses = list(value.uses())
-        group = self.makers.get(str(value.name))
-        if not self.profile.sums_in_place or group is None or not group.is_product or len(uses) != 1 or value.is_graph_output():
-            return False
-        reader = uses[0].node
-        return reader.op_type == "Add" and any(v is not None and v is not value and v.name in found for v in reader.inputs)
-
-    def entries(self, rounded: Mapping[str, QuantSpec]) -> list[QuantizedActivation]:
-        """Tensors made in floating point, for the products that read them as integers."""
-        readers: dict[tuple[str, QuantSpec], list[Edge]] = {}
-        for group in self.groups:
-            if group.name not in self.formats:
-                continue
-            for index, tensor in group.activations.items():
-                if tensor not in rounded:
-                    readers.setdefault((tensor, self.formats[group.name].activations), []).append((group.name, index))
-        return [QuantizedActivation(tensor, spec, tuple(edges), tensor) for (tensor, spec), edges in readers.items()]
+def _is_known(group: Group, profile: Profile, observed: Collection[str]) -> bool:
+    """Whether all ranges are known that the group's integer kernel needs."""
+    gives_floats = group.kind in profile.float_output
+    return all(tensor in observed for tensor in group.activations.values()) and (gives_floats or group.output in observed)
 
 
-def _shared_grids(graph: ir.Graph, profile: Profile, rounded: Mapping[str, QuantSpec]) -> dict[str, str]:
-    """Tensor -> the first tensor of those that must have the same grid."""
-    parent: dict[str, str] = {}
-
-    def find(name: str) -> str:
-        while parent.get(name, name) != name:
-            name = parent[name]
-        return name
-
-    for node in graph:
-        if node.op_type in profile.moves or node.op_type in profile.joins:
-            data = node.inputs[:1] if node.op_type in profile.moves else node.inputs
-            names = [str(v.name) for v in [*data, *node.outputs] if v is not None and v.name in rounded]
-            for name in names[1:]:
-                parent[find(name)] = find(names[0])
-    return {name: find(name) for name in rounded}
+def _reads_rows(product: ir.Node) -> bool:
+    """Whether a matrix product reads tensors that were joined along another axis than the one it sums over."""
+    value = product.inputs[0]
+    join = value.producer() if value is not None else None
+    if value is None or join is None or join.op_type != "Concat" or product.op_type not in ("Gemm", "MatMul"):
+        return False
+    return value.shape is None or join.attributes["axis"].as_int() not in (-1, len(value.shape) - 1)
 
 
-def _group(groups: list[Group], name: str) -> Group:
-    return next(group for group in groups if group.name == name)
+def _entries(groups: list[Group], formats: Mapping[str, Format], rounded: Mapping[str, QuantSpec]) -> list[QuantizedActivation]:
+    """Tensors made in floating point, or in another type, for the products that read them as integers."""
+    readers: dict[tuple[str, QuantSpec], list[Edge]] = {}
+    for group in groups:
+        if group.name not in formats:
+            continue
+        spec = formats[group.name].activations
+        for index, tensor in group.activations.items():
+            if rounded.get(tensor) != spec:
+                readers.setdefault((tensor, spec), []).append((group.name, index))
+    found, keys = [], set(rounded)
+    for (tensor, spec), edges in readers.items():
+        key = _unused(tensor, f"{tensor}@{spec.dtype}", keys)
+        found.append(QuantizedActivation(tensor, spec, tuple(edges), key, key))
+    return found
+
+
+def _weights(flow: Flow, rounded: Mapping[str, QuantSpec]) -> list[QuantizedWeight]:
+    """Constant operands of the products, and of what is computed on integers beside them."""
+    wanted: list[QuantizedWeight] = []
+    for group in flow.groups:
+        node = flow.nodes[group.name]
+        if group.name in flow.formats and group.weight is not None:
+            wanted.append(_weight(node, group, flow.formats[group.name].weights))
+        elif not is_matrix_product(group) and group.kind in flow.profile.elementwise and group.output in rounded:
+            constants = [i for i in range(len(node.inputs)) if i not in group.activations]
+            wanted += [QuantizedWeight(_input(node, i), (group.name, i), rounded[group.output], None, "") for i in constants]
+    keys: set[str] = set()
+    grids: dict[tuple[object, ...], str] = {}
+    found = []
+    for weight in wanted:
+        grid = (weight.tensor, weight.spec, weight.axis, weight.block)
+        if grid not in grids:
+            grids[grid] = _unused(weight.tensor, f"{weight.tensor}@{weight.reader[0]}", keys)
+        found.append(replace(weight, key=grids[grid]))
+    return found
+
+
+def _weight(node: ir.Node, group: Group, spec: QuantSpec) -> QuantizedWeight:
+    assert group.weight is not None
+    name, reader, axis = _input(node, group.weight), (group.name, group.weight), channel_axis(node)
+    if spec.granularity == "per-tensor" or axis is None:
+        return QuantizedWeight(name, reader, replace(spec, granularity="per-tensor", block=None), None, name)
+    if spec.granularity == "per-group":
+        weight, cut = node.inputs[group.weight], input_axis(node)
+        assert weight is not None
+        assert weight.const_value is not None
+        extent = int(weight.const_value.shape.numpy()[cut])
+        block = _block(extent, spec.block or BLOCK)
+        if 1 < block < extent:
+            return QuantizedWeight(name, reader, spec, cut, name, block)
+    return QuantizedWeight(name, reader, replace(spec, granularity="per-channel", block=None), axis, name)
+
+
+def _block(extent: int, most: int) -> int:
+    """The largest block that cuts an axis into equal parts: not every runtime reads a shorter last one."""
+    return max(size for size in range(1, min(extent, most) + 1) if extent % size == 0)
+
+
+def _biases(flow: Flow, activations: list[QuantizedActivation], weights: list[QuantizedWeight]) -> list[QuantizedBias]:
+    keys: set[str] = set()
+    found = []
+    by_reader = {weight.reader: weight for weight in weights}
+    seen = {edge: entry.key for entry in activations for edge in entry.readers or ()}
+    for group in flow.groups:
+        if group.name not in flow.formats or group.bias is None or group.weight is None:
+            continue
+        node, weight = flow.nodes[group.name], by_reader[group.name, group.weight]
+        if weight.block is not None:
+            continue  # its scale changes along the sum, so that no grid fits the bias
+        tensor = _input(node, group.bias)
+        key = _unused(tensor, f"{tensor}@{group.name}", keys)
+        activation = seen.get((group.name, 0), group.activations[0])
+        found.append(QuantizedBias(tensor, (group.name, group.bias), activation, weight.key, output_channels(node), key))
+    return found
+
+
+def _unused(name: str, second: str, taken: set[str]) -> str:
+    """`name`, or `second` where that is taken; whichever it is, it is taken then."""
+    key = name if name not in taken else second
+    taken.add(key)
+    return key
 
 
 def _input(node: ir.Node, index: int) -> str:
     value = node.inputs[index]
     assert value is not None
     return str(value.name)
-
-
-def _weight(node: ir.Node, group: Group, form: Format) -> QuantizedWeight:
-    assert group.weight is not None
-    axis = None if form.weights.granularity == "per-tensor" else channel_axis(node)
-    return QuantizedWeight(_input(node, group.weight), (group.name, group.weight), form.weights, axis)

@@ -2,8 +2,9 @@
 
 Initializers that old exporters list as inputs become constants, the operator set is raised to
 one with per-channel QuantizeLinear, constants are folded and batch norms merged into the
-convolution before them (onnxruntime's basic, hardware-independent optimizations), shapes are
-inferred, products that read one tensor are merged, and every node gets a name that recipes can refer to.
+convolution before them (onnxruntime's basic, hardware-independent optimizations; graph/fold.py does
+what they leave), shapes are inferred, products that read one tensor are merged, and every node gets
+a name of its own that recipes can refer to.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from lowbit.errors import ModelError
 from lowbit.graph import ir_files
+from lowbit.graph.fold import fold_batch_norms
 from lowbit.graph.merge import merge_products
 from lowbit.quiet import no_telemetry
 from lowbit.types import Model
@@ -47,7 +49,7 @@ def prepare(model: Model, out: Path) -> Path:
     _name_nodes(folded)
     onnx.save_model(onnx.shape_inference.infer_shapes(folded), out)
     merged = ir_files.read(out)
-    if merge_products(merged):
+    if fold_batch_norms(merged) + merge_products(merged):
         ir_files.write(merged, out)
     return out
 
@@ -89,10 +91,13 @@ def _fold(source: Path, out: Path, name: str) -> None:
 
 
 def _name_nodes(proto: onnx.ModelProto) -> None:
+    """Names are made up where there are none and where two nodes have the same."""
     taken = {node.name for node in proto.graph.node}
+    seen = set()
     for index, node in enumerate(proto.graph.node):
-        if not node.name:
-            node.name = f"{node.op_type}_{index}"
+        if not node.name or node.name in seen:
+            node.name = f"{node.name or node.op_type}_{index}"
             while node.name in taken:
                 node.name += "_"
             taken.add(node.name)
+        seen.add(node.name)

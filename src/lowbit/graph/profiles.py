@@ -12,10 +12,11 @@ from lowbit.errors import unknown
 from lowbit.recipe import Dtype, QuantSpec
 
 MOVES = frozenset(
-    {"DepthToSpace", "Flatten", "Gather", "Identity", "MaxPool", "Pad", "Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile"}
-    | {"Transpose", "Unsqueeze", "Expand"}
+    {"DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Pad", "Reshape", "Resize", "Slice", "SpaceToDepth", "Split"}
+    | {"Squeeze", "Tile", "Transpose", "Unsqueeze"}
 )
-"""Operators whose output holds values of their input, and zeros: quantized on the same grid, they cost nothing."""
+"""Operators whose output holds values of their input, and zeros: quantized on the same grid, they cost nothing. Resize to the nearest and
+Pad with zeros alone (graph/flow.py)."""
 
 _SIGNED: dict[str, Dtype] = {"uint4": "int4", "uint8": "int8", "uint16": "int16"}
 _UNSIGNED: dict[str, Dtype] = {"int4": "uint4", "int8": "uint8", "int16": "uint16"}
@@ -40,6 +41,7 @@ class Profile:
         unary: Operators of one activation with an integer kernel and a grid of their own.
         moves: Operators that keep the grid.
         joins: Operators whose inputs and output share one grid.
+        joins_rows: A matrix product on integers may read a join along another axis than the one it sums over.
         constants: Operands of `elementwise` may be constants, which are quantized like activations.
         saturates: Relu and Clip are absorbed by the grid that follows them, which therefore must not reach beyond their bounds.
         integer_bias: Biases are int32 on the grid of input times weight; floating point otherwise.
@@ -62,6 +64,7 @@ class Profile:
     unary: frozenset[str] = frozenset()
     moves: frozenset[str] = MOVES
     joins: frozenset[str] = frozenset({"Concat"})
+    joins_rows: bool = True
     constants: bool = False
     saturates: bool = False
     integer_bias: bool = True
@@ -102,7 +105,7 @@ ONNXRUNTIME_CPU = Profile(
     saturates=True,
 )
 """x86 and Arm servers. Its convolution has an integer kernel only between quantized tensors, its transposed one has none; Relu and Clip
-alone are absorbed. Its integer kernels take weights in blocks for scales a channel, and fail: only 4-bit ones, read by no kernel, may be."""
+alone are absorbed. Its integer kernels take blocks of weights for channels and fail: only 4-bit weights, which none reads, may be cut."""
 
 OPENVINO_CPU = Profile(
     "openvino-cpu",
@@ -111,9 +114,11 @@ OPENVINO_CPU = Profile(
     gates=frozenset({"HardSigmoid", "Sigmoid"}),
     elementwise=frozenset({"Add"}),
     unary=frozenset({"AveragePool", "GlobalAveragePool"}),
+    joins_rows=False,
     blocks=frozenset({"int4", "int8", "uint4"}),
 )
-"""oneDNN kernels take any pointwise function and a sum after the product, in registers."""
+"""oneDNN kernels take any pointwise function and a sum after the product, in registers. A matrix product of joined rows fails to compile
+on integers (2026.4), and signed joins on one grid compile to wrong answers: activations are unsigned."""
 
 TENSORRT = Profile(
     "tensorrt",

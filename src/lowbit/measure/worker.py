@@ -1,9 +1,10 @@
 """One variant, alone in its process: `python -m lowbit.measure.worker`, started by lowbit.measure.race.
 
-It speaks JSON, a line each way. The first line in says what to load, the answer is `ready`; every further
-line asks for one turn and is answered with its seconds. Between turns it waits for input, so that nothing
-of it runs. Standard output carries these lines and nothing else: what libraries print goes to standard
-error. At the end of its input, which is also what it sees when the parent is killed, it ends at once.
+It speaks JSON, a line each way. The first line in says what to load, the answer is `ready`; every further line asks for
+one turn and is answered with its seconds, or for a profile (the last request then) and is answered with its kernels.
+Between turns it waits for input, so that nothing of it runs. Standard output carries these lines and nothing else: what
+libraries print goes to standard error. At the end of its input, which is also what it sees when the parent is killed, it
+ends at once.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def main() -> None:
         gc.disable()
         while True:
             request = requests.get()
-            answer = variant.turn(**request)
+            answer = variant.profile(spec, request["profile"]) if "profile" in request else variant.turn(**request)
             gc.collect()
             rest()
             _send(protocol, answer)
@@ -85,6 +86,24 @@ class Variant:
             "joules": None if self._joules is None or joules is None else self._joules() - joules,
             "peak": peak_bytes(),
         }
+
+    def profile(self, spec: dict[str, Any], repeats: int) -> dict[str, Any]:
+        """The kernels of a call (runtimes/base.py), from a session of its own; this one is given up."""
+        import numpy as np
+
+        from lowbit.errors import RunError
+        from lowbit.runtimes import registry
+        from lowbit.runtimes.base import Profiler
+        from lowbit.types import Tuning
+
+        self._calls = []
+        runtime = registry.get(spec["runtime"])
+        if not isinstance(runtime, Profiler):
+            raise RunError(f"{runtime.name} cannot tell what the steps of a run take.", "Profile on a runtime that can, e.g. onnxruntime.")
+        with np.load(spec["feeds"]) as arrays:
+            feeds = {name: arrays[name] for name in arrays.files}
+        kernels = runtime.profile(Path(spec["model"]), feeds, tuning=Tuning(**spec["tuning"]), batch=spec["batch"], repeats=repeats)
+        return {"kernels": [vars(kernel) for kernel in kernels]}
 
 
 def timed(call: Call, iterations: int) -> list[float]:

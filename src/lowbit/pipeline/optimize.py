@@ -17,6 +17,7 @@ from lowbit.pipeline.context import Context
 from lowbit.pipeline.decide import decide
 from lowbit.pipeline.finish import confirm, race_finalists
 from lowbit.pipeline.journal import read_state
+from lowbit.pipeline.recover import recover
 from lowbit.pipeline.reporting import Reporter
 from lowbit.pipeline.request import Data, Options, Request, read_request
 from lowbit.pipeline.screen import QuickTimes
@@ -129,7 +130,9 @@ def run(context: Context, request: Request, command: str) -> Decision:
     context.reporter.note(f"FP32 baseline: {baseline_value(baseline)}.")
     for line in context.state.advice:
         context.reporter.note(line)
-    search(context, QuickTimes(context), lambda: write_bundle(context, decide_now(context), command, complete=False))
+    quick = QuickTimes(context)
+    search(context, quick, lambda: write_bundle(context, decide_now(context), command, complete=False))
+    recover(context, quick)
     tune(context)
     race_finalists(context, confirm(context))
     decision = decide_now(context)

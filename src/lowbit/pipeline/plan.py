@@ -56,7 +56,7 @@ def _worth(recipe: Recipe, precision: str) -> bool:
     """16-bit arithmetic changes what is left in floating point: everything for unquantized recipes, much of a dynamic or partial one."""
     if precision == "f32":
         return True
-    return recipe.method in ("none", "cast", "nncf") or bool(recipe.operators)
+    return recipe.method in ("none", "cast", "nncf") or bool(recipe.operators) or "smooth" in recipe.transforms
 
 
 def _first(offered: Sequence[Tuning], precision: str) -> Tuning:

@@ -9,6 +9,7 @@ from lowbit.data.dataset import Dataset
 from lowbit.measure.outcomes import Outcomes
 from lowbit.pipeline.context import Context
 from lowbit.pipeline.evaluate import BATCH, Reference, Stop, evaluate
+from lowbit.recipe import Recipe
 from lowbit.runtimes import registry
 from lowbit.types import Candidate
 
@@ -39,7 +40,13 @@ def call_sizes(context: Context, candidate: Candidate) -> tuple[int, ...]:
     Dynamic quantization takes one activation scale for the whole batch, so an answer depends on its neighbours: it
     is evaluated at every asked batch size. A fixed shape is evaluated as it was compiled.
     """
-    recipe = next(recipe for recipe in context.recipes if recipe.name == candidate.recipe)
+    recipe = recipe_of(context, candidate)
     if recipe.method == "dynamic":
         return context.policy.batch
     return (max(context.policy.batch),) if candidate.tuning.fixed_shape or context.fixed_batch else (BATCH,)
+
+
+def recipe_of(context: Context, candidate: Candidate) -> Recipe:
+    """The recipe of a candidate: one of the search's, or the one in the candidate's folder that the run made for it."""
+    planned = next((recipe for recipe in context.recipes if recipe.name == candidate.recipe), None)
+    return planned or Recipe.from_yaml((context.store.candidate(candidate.id) / "recipe.yaml").read_text())

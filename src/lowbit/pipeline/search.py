@@ -26,7 +26,7 @@ from lowbit.pipeline.evaluate import repeated
 from lowbit.pipeline.judge import FAR
 from lowbit.pipeline.plan import Plan, plan
 from lowbit.pipeline.recipes import structure
-from lowbit.pipeline.score import score
+from lowbit.pipeline.score import recipe_of, score
 from lowbit.pipeline.screen import QuickTimes, plainly_slow
 from lowbit.pipeline.store import link_or_copy, need_space
 from lowbit.types import Batch, Candidate
@@ -116,7 +116,7 @@ def artifact_of(context: Context, candidate: Candidate) -> Path:
     """The candidate's artifact; made again where an earlier run pruned it."""
     if candidate.artifact is not None and (context.store.out / candidate.artifact).exists():
         return context.store.out / candidate.artifact
-    recipe = next(recipe for recipe in context.recipes if recipe.name == candidate.recipe)
+    recipe = recipe_of(context, candidate)
     return make_artifact(context, Plan(candidate.id, recipe, candidate.runtime, candidate.tuning, candidate.precision))
 
 

@@ -118,7 +118,9 @@ class Kernel:
 class Profiler(Protocol):
     """A runtime that can also tell what each step of a run takes. Not every runtime can."""
 
-    def profile(self, path: Path, feeds: Feeds, *, tuning: Tuning = DEFAULT, batch: int | None = None, repeats: int = 20) -> tuple[Kernel, ...]:
+    def profile(
+        self, path: Path, feeds: Feeds, *, tuning: Tuning = DEFAULT, batch: int | None = None, repeats: int = 20
+    ) -> tuple[Kernel, ...]:
         """Runs an artifact with the runtime's own profiling on.
 
         Args:

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from importlib import metadata
 from math import prod
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from lowbit.errors import RunError
@@ -34,7 +33,7 @@ DTYPES = {
 """openvino's type name -> numpy's. (Its own `to_dtype` turns bf16 into float16.)"""
 
 PROFILE_BLOCKS = 4
-"""Its counters are means over all calls since the model was compiled: the median of several means keeps one hiccup out."""
+"""Its counters are means over all calls since the model was compiled: of several such means the least has the fewest hiccups."""
 
 PROFILE_WARM_UP = 5
 
@@ -69,16 +68,20 @@ class OpenVinoCpu:
     def open(self, path: Path, tuning: Tuning = DEFAULT, batch: int | None = None) -> OpenVinoSession:
         return self._open(path, batch, tuning, _config(tuning))
 
-    def profile(self, path: Path, feeds: Feeds, *, tuning: Tuning = DEFAULT, batch: int | None = None, repeats: int = 20) -> tuple[Kernel, ...]:
+    def profile(
+        self, path: Path, feeds: Feeds, *, tuning: Tuning = DEFAULT, batch: int | None = None, repeats: int = 20
+    ) -> tuple[Kernel, ...]:
         """See `lowbit.runtimes.base.Profiler`. With dynamic shapes the number of elements is not known."""
-        calls = max(1, repeats // PROFILE_BLOCKS)
         blocks = []
         for _ in range(PROFILE_BLOCKS):
             session = self._open(path, batch, tuning, {**_config(tuning), "PERF_COUNT": True})
-            blocks.append(session.profile(feeds, calls))
-        steps = session.steps()
-        seconds = {name: median(block.get(name, 0.0) for block in blocks) for name in blocks[0]}
-        return tuple(Kernel(name, *steps.get(name, ("", (), 0))[:2], value, steps.get(name, ("", (), 0))[2]) for name, value in seconds.items())
+            blocks.append(session.profile(feeds, max(1, repeats // PROFILE_BLOCKS)))
+        made_of = session.kernels()
+        found = []
+        for name, kind in blocks[0]:
+            origins, elements = made_of.get(name, ((), 0))
+            found.append(Kernel(name, kind, origins, min(block[name, kind] for block in blocks if (name, kind) in block), elements))
+        return tuple(found)
 
     def _open(self, path: Path, batch: int | None, tuning: Tuning, config: dict[str, Any]) -> OpenVinoSession:
         need_file(path)
@@ -132,30 +135,28 @@ class OpenVinoSession:
         # As much work as onnxruntime's `run`: inputs are read in place, outputs are copied out.
         return lambda: request.infer(own, share_inputs=True)
 
-    def profile(self, feeds: Feeds, calls: int) -> dict[str, float]:
-        """Kernel -> mean seconds of `calls` calls after a warm-up, for a session opened with its counters on."""
+    def profile(self, feeds: Feeds, calls: int) -> dict[tuple[str, str], float]:
+        """(kernel, kind) -> mean seconds of `calls` calls after a warm-up, for a session opened with its counters on."""
         check_feeds(self.inputs, feeds)
         request = self._open().create_infer_request()
-        counts = (PROFILE_WARM_UP, PROFILE_WARM_UP + calls)
-        totals: list[dict[str, float]] = []
-        for count in range(1, counts[1] + 1):
+        totals: list[dict[tuple[str, str], float]] = []
+        for count in range(1, PROFILE_WARM_UP + calls + 1):
             request.infer(feeds, share_inputs=True)
-            if count in counts:
+            if count in (PROFILE_WARM_UP, PROFILE_WARM_UP + calls):
                 # Whole microseconds, cut off: on average half of one is missing.
                 done = [info for info in request.get_profiling_info() if str(info.status).endswith("EXECUTED")]
-                totals.append({info.node_name: count * (info.real_time.total_seconds() + 5e-7) for info in done})
+                totals.append({(info.node_name, info.node_type): count * (info.real_time.total_seconds() + 5e-7) for info in done})
         warm, all_ = totals
-        return {name: max(0.0, all_[name] - warm.get(name, 0.0)) / calls for name in all_}
+        return {key: max(0.0, all_[key] - warm.get(key, 0.0)) / calls for key in all_}
 
-    def steps(self) -> dict[str, tuple[str, tuple[str, ...], int]]:
-        """Kernel -> kind, names of the nodes it was made of, and number of elements of its output (0 where dynamic)."""
+    def kernels(self) -> dict[str, tuple[tuple[str, ...], int]]:
+        """Kernel -> names of the nodes it was made of, and number of elements of its output (0 where dynamic)."""
         found = {}
         for op in self._open().get_runtime_model().get_ordered_ops():
-            notes = op.get_rt_info()
-            kind, origins = (_text(notes[key]) if key in notes else "" for key in ("layerType", "originalLayersNames"))
+            origins = op.get_rt_info()["originalLayersNames"]
             shape = op.get_output_partial_shape(0) if op.get_output_size() else None
             elements = prod(dim.get_length() for dim in shape) if shape is not None and shape.is_static else 0
-            found[op.get_friendly_name()] = (kind, tuple(filter(None, origins.split(","))), elements)
+            found[op.get_friendly_name()] = tuple(filter(None, str(getattr(origins, "value", origins)).split(","))), elements
         return found
 
     def close(self) -> None:
@@ -179,10 +180,6 @@ def _library() -> Any:
     import openvino
 
     return openvino
-
-
-def _text(value: Any) -> str:
-    return str(getattr(value, "value", value))
 
 
 def _read(ov: Any, core: Any, path: Path) -> Any:
