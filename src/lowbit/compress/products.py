@@ -83,7 +83,7 @@ class Constants:
 
 
 def products(model: ir.Model, groups: Iterable[Group]) -> dict[str, Product]:
-    """Group -> product, for all whose input can be laid out as rows and whose weight nobody else reads."""
+    """Group -> product, for all that are one matrix (or one a group) and whose weight nobody else reads."""
     groups = list(groups)
     nodes = {str(node.name): node for node in model.graph}
     found = {}
@@ -91,8 +91,10 @@ def products(model: ir.Model, groups: Iterable[Group]) -> dict[str, Product]:
         group = next(g for g in groups if g.name == name)
         node = nodes[name]
         weight = node.inputs[1]
-        if weight is None or len(list(weight.uses())) != 1:
+        if weight is None or weight.const_value is None or len(list(weight.uses())) != 1:
             continue
+        if node.op_type != "Conv" and len(weight.const_value.shape) != 2:
+            continue  # stacked products have no one matrix
         found[name] = Product(group, site, str(weight.name), _bias(group, nodes), _layout(node))
     return found
 

@@ -46,16 +46,19 @@ def quantize(
         ModelError: the writer could not make it; the message is the writer's.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.stem}.tmp.onnx")
+    unfinished = out.with_name(f".{out.stem}.tmp")  # a folder: weights of large models are a file of their own
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
     try:
-        _write(source, prepared, recipe, temporary, evidence, feeds, transformer, target)
-        temporary.replace(out)
+        _write(source, prepared, recipe, unfinished / out.name, evidence, feeds, transformer, target)
+        for file in sorted(unfinished.iterdir(), key=lambda file: file.name == out.name):  # the model last: it names the others
+            file.replace(out.with_name(file.name))
     except (ModelError, OSError, KeyboardInterrupt):
         raise
     except Exception as error:  # foreign writers raise anything; a recipe that cannot be made is evidence, not a crash
         raise ModelError(f"{recipe.name} cannot be made: {type(error).__name__}: {error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
     return out
 
 

@@ -7,6 +7,7 @@ fit        round weights with feedback and correct biases, product by product
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -63,12 +64,10 @@ def write_static(evidence: Evidence, out: Path, recipe: Recipe, target: Profile)
     scaled = _scale(model, evidence, recipe, target) if "equalize" in recipe.transforms else {}
     stats = evidence.stats
     if scaled:
-        transformed = out.with_name(f"{out.stem}.equalized.onnx")
-        try:
+        with tempfile.TemporaryDirectory(dir=out.parent) as folder:
+            transformed = Path(folder) / "equalized.onnx"
             ir_files.write(model, transformed)
             stats = evidence.stats_of(transformed)
-        finally:
-            transformed.unlink(missing_ok=True)
     if "fit" in recipe.transforms:
         with_biases(model)
     placement = place(model.graph, target, format_of(recipe), stats.tensors)
@@ -81,7 +80,7 @@ def write_static(evidence: Evidence, out: Path, recipe: Recipe, target: Profile)
         grids = {weight.tensor: table[weight.tensor] for weight in placement.weights}
         ways = fit(model, found, evidence.captured, table, {**scaled, **smoothing})
         table = parameterize(placement, ranges, values_of(model), grids)
-    write_pairs(model, placement, table, smoothing)
+    write_pairs(model, placement, table, smoothing, target=target)
     ir_files.write(model, out)
     return Made(placement, table, {**scaled, **smoothing}, ways)
 

@@ -50,6 +50,8 @@ def _bias_of(node: ir.Node) -> ir.Node | None:
     if len(uses) != 1 or uses[0].node.op_type != "Add" or uses[0].node.outputs[0].is_graph_output():
         return None
     add = uses[0].node
+    if add.graph is not node.graph:  # inside a branch that reads the product
+        return None
     constants = [v for v in add.inputs if v is not None and v.const_value is not None]
     weight = node.inputs[1]
     assert weight is not None
