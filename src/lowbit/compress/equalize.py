@@ -33,7 +33,8 @@ LEAST = 1 / 64
 MARGIN = 0.1
 """Room under a clip for values higher than calibration has seen, as a share."""
 
-_JUDGED = 512  # rows on which strengths are compared
+_JUDGED = 256  # rows on which strengths are compared
+_OUTPUTS = 64  # output channels of a group, likewise
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,8 @@ def joints(model: ir.Model, found: dict[str, Product]) -> list[Joint]:
         bounds = _bounds([nodes[name] for name in maker.group.nodes[1:]], model)
         if bounds is None or value.is_graph_output() or not readers or any(name not in found for name in readers):
             continue
+        if _adds_what_cannot_be_scaled(maker) or any((found[str(name)].layout == "conv") != (maker.layout == "conv") for name in readers):
+            continue  # convolutions have their channels on another axis than matrix products
         result.append(Joint(str(value.name), maker, tuple(found[str(name)] for name in dict.fromkeys(readers)), *bounds))
     return result
 
@@ -132,8 +135,10 @@ class _Judged:
 
     @classmethod
     def of(cls, product: Product, constants: Constants, captured: Captured, weights: QuantSpec, activations: QuantSpec) -> _Judged:
-        rows = captured.rows[product.group.name][:_JUDGED]
+        rows = captured.rows[product.group.name]
+        rows = rows[:: max(1, len(rows) // _JUDGED)]
         matrices = product.matrices(constants[product.weight])
+        matrices = matrices[:, :: max(1, matrices.shape[1] // _OUTPUTS)]
         return cls(product, rows, matrices, outputs(rows, matrices), weights, activations)
 
     def error(self, factors: Array, low: Array, high: Array) -> float:
@@ -162,6 +167,11 @@ def _divide(maker: Product, constants: Constants, factors: Array) -> None:
     constants[maker.weight] = maker.back(scaled, constants[maker.weight].shape)
     if maker.bias is not None:
         constants[maker.bias] = constants[maker.bias] / factors.reshape(constants[maker.bias].shape)
+
+
+def _adds_what_cannot_be_scaled(maker: Product) -> bool:
+    """Whether it has a bias that is not its own, or not one number a channel."""
+    return maker.adds and maker.bias is None
 
 
 def _bounds(followers: list[ir.Node], model: ir.Model) -> tuple[float, float] | None:

@@ -15,6 +15,7 @@ from lowbit.compress.calibrate import CalibrationStats, calibrate
 from lowbit.compress.capture import Captured, capture, sites
 from lowbit.graph import ir_files
 from lowbit.graph.groups import find_groups
+from lowbit.graph.load import external_files
 from lowbit.graph.profiles import ONNXRUNTIME_CPU
 from lowbit.types import Batch, Feeds
 
@@ -73,4 +74,10 @@ class Evidence:
 
 
 def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """Of a model with its external data: two that differ in weights alone may be the same file but for those."""
+    digest = hashlib.sha256()
+    for file in (path, *external_files(path)):
+        with file.open("rb") as opened:
+            while block := opened.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()

@@ -1,12 +1,13 @@
 """Fit the rounding of weights and the biases of every product to the rows that it reads.
 
-Four ways are tried a product: weights to their nearest levels or with error feedback, biases as they are or with the mean of the
-error taken back. Each is fitted on one half of the sampled rows and judged on the other, so that a way wins only where it helps on rows
-it has not seen; with few rows for many inputs, feedback overfits and loses.
+Three ways are tried a product: weights to their nearest levels, the same with the mean of the error taken back by the bias, and weights
+rounded with error feedback on top. Each is fitted on one half of the sampled rows and judged on the other, so that a way wins only
+where it helps on rows it has not seen; with few rows for many inputs, feedback overfits and loses.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 ENOUGH = 2
 """Rows an input that feedback needs at least: below, it cannot but overfit."""
+
+SWEEPS = 1
+"""Of descent after rounding with feedback; more change little and take longer than the rounding itself."""
 
 JUDGED = 256
 """Rows on which ways are compared, about."""
@@ -52,7 +56,9 @@ class Way:
     plain: float
 
 
-def fit(model: ir.Model, found: dict[str, Product], captured: Captured, table: Table, factors: dict[str, Array]) -> dict[str, Way]:
+def fit(
+    model: ir.Model, found: dict[str, Product], captured: Captured, table: Table, factors: dict[str, Array], keys: Mapping[str, str]
+) -> dict[str, Way]:
     """Fits a model in place: weights end up on their grids, biases corrected.
 
     Args:
@@ -61,6 +67,7 @@ def fit(model: ir.Model, found: dict[str, Product], captured: Captured, table: T
         captured: Rows of the model before it was transformed.
         table: Grids of weights and of what the products read.
         factors: Tensor -> factor a channel by which transforms have divided it since.
+        keys: Product -> the key in the table of what it reads, where that is not the tensor's name.
 
     Returns:
         Product -> the way that was best.
@@ -72,8 +79,8 @@ def fit(model: ir.Model, found: dict[str, Product], captured: Captured, table: T
         if product.site.tensor in factors:
             rows = rows / np.swapaxes(product.by_channel(factors[product.site.tensor]), 0, 1)
         exact = product.matrices(constants[product.weight])
-        grid = product.grid_of_rows(table[product.weight], exact.shape)
-        problem = _Problem(exact, grid, rows, round_trip(rows, table[product.site.tensor]), product.bias is not None)
+        grid = product.grid_of_rows(table[product.weight], constants[product.weight])
+        problem = _Problem(exact, grid, rows, round_trip(rows, table[keys.get(name, product.site.tensor)]), product.bias is not None)
         way = problem.best()
         ways[name] = way
         quantized, shift = problem.solve(way.feedback, way.corrected, slice(None))
@@ -99,8 +106,8 @@ class _Problem:
         parts = (slice(half), slice(half, None))
         trials = [(False, False)]
         if half:
-            feedback = [False, True] if half >= ENOUGH * self.exact.shape[-1] else [False]
-            trials = [(f, c) for f in feedback for c in ((False, True) if self.has_bias else (False,))]
+            trials += [(False, True)] if self.has_bias else []
+            trials += [(True, self.has_bias)] if half >= ENOUGH * self.exact.shape[-1] else []
         errors = {trial: self._error(*self.solve(*trial, parts[0]), parts[1]) for trial in trials}
         plain = errors[False, False]
         best = min(errors, key=errors.__getitem__)
@@ -114,7 +121,7 @@ class _Problem:
         quantized = to_nearest(self.exact, self.grid)
         if feedback:
             moments = Moments.of(rows, seen)
-            quantized = with_feedback(self.exact, self.grid, moments.centred() if corrected else moments)
+            quantized = with_feedback(self.exact, self.grid, moments.centred() if corrected else moments, sweeps=SWEEPS)
         means = rows.mean(axis=0, dtype=np.float64), seen.mean(axis=0, dtype=np.float64)
         return quantized, correction(self.exact, quantized, *means) if corrected else np.zeros(self.exact.shape[:2])
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from lowbit.compress.capture import Site, sites
-from lowbit.graph.groups import Group
-from lowbit.quant.affine import Affine
+from lowbit.graph.groups import Group, output_channels
+from lowbit.quant.affine import Affine, aligned
 from lowbit.quant.layout import as_matrices, from_matrices
 from lowbit.types import Array
 
@@ -32,6 +32,7 @@ class Product:
         weight: Name of its weight.
         bias: Name of the constant that is added to its result, None where it has none.
         layout: "conv" [O, I/g, *kernel], "rows" [O, K] or "columns" [K, O].
+        adds: It has a bias, its own or not.
     """
 
     group: Group
@@ -39,6 +40,7 @@ class Product:
     weight: str
     bias: str | None
     layout: Literal["conv", "rows", "columns"]
+    adds: bool = False
 
     def matrices(self, values: Array) -> Array:
         """A weight as [g, O/g, K]."""
@@ -52,9 +54,12 @@ class Product:
             return from_matrices(matrices, shape)
         return matrices[0] if self.layout == "rows" else np.ascontiguousarray(matrices[0].T)
 
-    def grid_of_rows(self, grid: Affine, shape: tuple[int, ...]) -> Affine:
-        """The grid of a weight, laid out over its matrices: one block a row."""
-        g, outputs, size = shape
+    def grid_of_rows(self, grid: Affine, values: Array) -> Affine:
+        """The grid of a weight, laid out over its matrices: one block a row, or a scale of its own for every weight of a blocked one."""
+        if grid.block is not None:
+            scale, zero = (self.matrices(np.broadcast_to(part, values.shape)) for part in aligned(grid, values.shape))
+            return Affine(scale, zero, grid.dtype, grid.symmetric, axis=-1, block=1)
+        g, outputs, size = self.matrices(values).shape
         scale = np.broadcast_to(grid.scale.reshape(-1), (g * outputs,)).reshape(g, outputs, 1).astype(np.float32)
         zero = np.broadcast_to(grid.zero_point.reshape(-1), (g * outputs,)).reshape(g, outputs, 1)
         return Affine(scale, zero, grid.dtype, grid.symmetric, axis=-1, block=size)
@@ -95,7 +100,8 @@ def products(model: ir.Model, groups: Iterable[Group]) -> dict[str, Product]:
             continue
         if node.op_type != "Conv" and len(weight.const_value.shape) != 2:
             continue  # stacked products have no one matrix
-        found[name] = Product(group, site, str(weight.name), _bias(group, nodes), _layout(node))
+        adds = group.bias is not None or any(nodes[each].op_type == "Add" for each in group.nodes[1:2])
+        found[name] = Product(group, site, str(weight.name), _bias(group, nodes), _layout(node), adds)
     return found
 
 
@@ -103,16 +109,18 @@ def with_biases(model: ir.Model) -> None:
     """Gives every Conv and Gemm without a bias one of zeros, in place, so that corrections have somewhere to go."""
     import onnx_ir
 
+    taken = {str(v.name) for node in model.graph for v in (*node.inputs, *node.outputs) if v is not None} | set(model.graph.initializers)
     for node in model.graph:
         if node.op_type not in ("Conv", "Gemm") or len(node.inputs) > 2:
             continue
         weight = node.inputs[1]
         if weight is None or weight.const_value is None:
             continue
-        shape = weight.const_value.numpy().shape
+        shape = weight.const_value.shape.numpy()
         transposed = node.op_type == "Conv" or ("transB" in node.attributes and node.attributes["transB"].as_int())
-        name = f"{node.name}_bias"
-        zeros = onnx_ir.tensor(np.zeros(shape[0 if transposed else 1], np.float32), name=name)
+        name = next(each for n in range(len(taken) + 1) if (each := f"{node.name}_bias" + f"_{n}" * (n > 0)) not in taken)
+        taken.add(name)
+        zeros = onnx_ir.tensor(np.zeros(shape[0 if transposed else 1], weight.const_value.dtype.numpy()), name=name)
         value = onnx_ir.Value(name=name, const_value=zeros)
         model.graph.register_initializer(value)
         node.resize_inputs(3)
@@ -132,4 +140,7 @@ def _bias(group: Group, nodes: dict[str, ir.Node]) -> str | None:
     if holder is None:
         return None
     constants = [v for v in (holder.inputs[2:] if group.bias is not None else holder.inputs) if v is not None and v.const_value is not None]
-    return str(constants[0].name) if len(constants) == 1 and len(list(constants[0].uses())) == 1 else None
+    if len(constants) != 1 or len(list(constants[0].uses())) != 1 or constants[0].const_value is None:
+        return None
+    by_channel = constants[0].const_value.size == output_channels(nodes[group.name])
+    return str(constants[0].name) if by_channel else None  # one number for all channels can be neither scaled nor corrected

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lowbit.compress.calibrate import CalibrationStats
 from lowbit.compress.evidence import Evidence
-from lowbit.compress.static import write_static
+from lowbit.compress.static import check_formats, write_static
 from lowbit.errors import ModelError
 from lowbit.graph.dynamic import write_dynamic
 from lowbit.graph.halves import write_fp16
@@ -44,7 +44,9 @@ def quantize(
 
     Raises:
         ModelError: the writer could not make it; the message is the writer's.
+        UsageError: the recipe names a format or a product that there is none of.
     """
+    check_formats(recipe, prepared)
     out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = out.with_name(f".{out.stem}.tmp")  # a folder: weights of large models are a file of their own
     shutil.rmtree(unfinished, ignore_errors=True)

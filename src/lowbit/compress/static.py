@@ -8,8 +8,10 @@ fit        round weights with feedback and correct biases, product by product
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -18,19 +20,23 @@ from lowbit.compress.capture import Captured
 from lowbit.compress.equalize import equalize
 from lowbit.compress.evidence import Evidence
 from lowbit.compress.fit import Way, fit
-from lowbit.compress.products import products, with_biases
+from lowbit.compress.products import Product, products, with_biases
 from lowbit.compress.smooth import smooth
+from lowbit.errors import unknown
 from lowbit.graph import ir_files
 from lowbit.graph.groups import Group
 from lowbit.graph.parameterize import RangeOf, Table, parameterize
 from lowbit.graph.place import Format, FormatOf, Placement, place
-from lowbit.graph.profiles import Profile
+from lowbit.graph.profiles import PROFILES, Profile
 from lowbit.graph.qdq import values_of, write_pairs
 from lowbit.recipe import Dtype, QuantSpec, Recipe, widths
 from lowbit.types import Array
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+
+_PRODUCTS = frozenset().union(*(each.products for each in PROFILES.values()))
 
 
 @dataclass(frozen=True)
@@ -62,27 +68,46 @@ def write_static(evidence: Evidence, out: Path, recipe: Recipe, target: Profile)
     assert recipe.activations is not None, f"{recipe.name} is not a static recipe"
     model = ir_files.read(evidence.prepared)
     scaled = _scale(model, evidence, recipe, target) if "equalize" in recipe.transforms else {}
-    stats = evidence.stats
-    if scaled:
-        with tempfile.TemporaryDirectory(dir=out.parent) as folder:
-            transformed = Path(folder) / "equalized.onnx"
-            ir_files.write(model, transformed)
-            stats = evidence.stats_of(transformed)
+    stats = _stats_of(model, evidence, out.parent) if scaled else evidence.stats
     if "fit" in recipe.transforms:
         with_biases(model)
     placement = place(model.graph, target, format_of(recipe), stats.tensors)
-    smoothing = _smooth(model, evidence, recipe, placement) if "smooth" in recipe.transforms else {}
+    smoothing = _smooth(model, evidence, recipe, placement, scaled) if "smooth" in recipe.transforms else {}
     ranges = _ranges(recipe, stats, evidence, smoothing, {str(v.name) for v in model.graph.inputs})
     table = parameterize(placement, ranges, values_of(model))
     ways: dict[str, Way] = {}
     if "fit" in recipe.transforms:
         found = {n: p for n, p in products(model, placement.groups).items() if n in placement.formats}
         grids = {weight.tensor: table[weight.tensor] for weight in placement.weights}
-        ways = fit(model, found, evidence.captured, table, {**scaled, **smoothing})
+        keys = {edge[0]: entry.key for entry in placement.activations for edge in entry.readers or ()}
+        ways = fit(model, found, evidence.captured, table, {**scaled, **smoothing}, keys)
         table = parameterize(placement, ranges, values_of(model), grids)
     write_pairs(model, placement, table, smoothing, target=target)
     ir_files.write(model, out)
     return Made(placement, table, {**scaled, **smoothing}, ways)
+
+
+def _stats_of(model: ir.Model, evidence: Evidence, folder: Path) -> CalibrationStats:
+    """Range statistics of a transformed model."""
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        transformed = Path(temporary) / "transformed.onnx"
+        ir_files.write(model, transformed)
+        return evidence.stats_of(transformed)
+
+
+def check_formats(recipe: Recipe, prepared: Path) -> None:
+    """Holds the formats of a recipe against the model that they are for.
+
+    Raises:
+        UsageError: a format or a product that there is none of.
+    """
+    if not recipe.formats:
+        return
+    products = [str(node.name) for node in ir_files.read(prepared).graph if node.op_type in _PRODUCTS]
+    for name, form in recipe.formats.items():
+        widths(form)
+        if name not in products:
+            raise unknown("product", name, products)
 
 
 def format_of(recipe: Recipe) -> FormatOf:
@@ -124,11 +149,18 @@ def _scale(model: ir.Model, evidence: Evidence, recipe: Recipe, target: Profile)
     return equalize(model, found, evidence.captured, recipe.weights, recipe.activations)
 
 
-def _smooth(model: ir.Model, evidence: Evidence, recipe: Recipe, placement: Placement) -> dict[str, Array]:
+def _smooth(model: ir.Model, evidence: Evidence, recipe: Recipe, placement: Placement, scaled: Collection[str]) -> dict[str, Array]:
     assert recipe.activations is not None
     found = {n: p for n, p in products(model, placement.groups).items() if n in placement.formats}
-    entries = {entry.tensor for entry in placement.activations if entry.readers is not None}
+    entries = _smoothable(placement, found) - set(scaled)  # rows of an equalized tensor are not what flows there now
     return smooth(model, found, evidence.captured, entries, recipe.weights, recipe.activations)
+
+
+def _smoothable(placement: Placement, found: Mapping[str, Product]) -> set[str]:
+    """Tensors that are rounded once, for products alone whose weights can all take the factors."""
+    rounded = Counter(entry.tensor for entry in placement.activations)
+    reading = {entry.tensor: {name for name, _ in entry.readers or ()} for entry in placement.activations}
+    return {tensor for tensor, readers in reading.items() if readers and rounded[tensor] == 1 and readers <= set(found)}
 
 
 def _ranges(recipe: Recipe, stats: CalibrationStats, evidence: Evidence, smoothing: Mapping[str, Array], inputs: set[str]) -> RangeOf:
@@ -140,6 +172,7 @@ def _ranges(recipe: Recipe, stats: CalibrationStats, evidence: Evidence, smoothi
     method = recipe.ranges
     assert method is not None, f"{recipe.name} names no range method"
 
+    @cache  # a table is made twice: before weights are fitted, and after
     def lookup(tensor: str) -> tuple[float, float]:
         if tensor in smoothing:
             return _smoothed_range(evidence.captured, tensor, smoothing[tensor])
