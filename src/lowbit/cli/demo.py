@@ -11,7 +11,7 @@ from lowbit.cli.options import output
 
 DEMO = Path(__file__).resolve().parent.parent / "demo"
 
-RECIPES = ("fp32", "fp16", "int8-static-minmax", "int8-static-mse", "int8-static-percentile", "int8-nncf")
+RECIPES = ("fp32", "fp16", "int8-fitted-mse", "int8-static-minmax", "int8-static-mse", "int8-nncf")
 """The likely winners: a demo should not take longer than a coffee. `lowbit optimize` tries all."""
 ROUNDS = 8
 

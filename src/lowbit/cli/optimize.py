@@ -33,7 +33,7 @@ from lowbit.cli.options import Duration, Numbers, budget_options, data_options, 
     "recipes",
     multiple=True,
     metavar="NAME",
-    help="Try only these recipes (and FP32, the yardstick), e.g. fp16, int8-static-mse. Repeatable.",
+    help="Try only these recipes (and FP32, the yardstick), e.g. fp16, int8-fitted-mse. Repeatable.",
 )
 @click.option("--nncf/--no-nncf", default=True, show_default=True, help="Let NNCF make a candidate where it is installed.")
 @click.option("--rounds", type=click.IntRange(3, 1000), default=12, show_default=True, help="Turns of each finalist in the final timing.")

@@ -29,6 +29,18 @@ ROWS = 2048
 FLOATS = 1 << 20
 """Most numbers kept of a product: wide ones keep fewer rows."""
 
+ENOUGH = 4
+"""Rows an input that fitting weights with feedback takes, at least (half of them judge)."""
+
+FEW = 256
+"""Rows of a convolution with so many inputs that its weights cannot be fitted with feedback: enough for means and errors."""
+
+MOVED = 1 << 28
+"""Numbers that may leave the runtime, about: handing out every tensor costs more than computing it, so large models give fewer samples."""
+
+LEAST = 16
+"""Batches that are taken in any case."""
+
 
 @dataclass(frozen=True)
 class Site:
@@ -101,14 +113,20 @@ def capture(path: Path, where: Mapping[str, Site], batches: Sequence[Feeds], *, 
     taken: dict[str, list[Array]] = {name: [] for name in where}
     low: dict[str, Array] = {}
     high: dict[str, Array] = {}
+    used = len(batches)
     for seed, feeds in enumerate(batches):
-        values = dict(feeds) | dict(zip(outputs, session.run(outputs, dict(feeds)), strict=True))
+        if seed >= used:
+            break
+        inner = session.run(outputs, dict(feeds)) if outputs else []  # asked for nothing, the runtime gives everything
+        values = dict(feeds) | dict(zip(outputs, inner, strict=True))
+        if not seed:
+            used = min(used, max(LEAST, MOVED // max(sum(values[tensor].size for tensor in tensors), 1)))
         for tensor in tensors:
             least, most = _extremes(values[tensor], channel_axis[tensor])
             low[tensor] = np.minimum(low.get(tensor, least), least)
             high[tensor] = np.maximum(high.get(tensor, most), most)
         for name, site in where.items():
-            taken[name].append(_rows(values[site.tensor], site, rows, len(batches), seed))
+            taken[name].append(_rows(values[site.tensor], site, rows, used, seed))
     return Captured({name: np.concatenate(parts) for name, parts in taken.items()}, low, high)
 
 
@@ -122,18 +140,21 @@ def _rows(x: Array, site: Site, most: int, parts: int, seed: int) -> Array:
     """This batch's share of the rows of a product, float32 [R, g, K]."""
     if not site.kernel:
         flat = x.reshape(-1, 1, x.shape[-1])
-        count = _share(most, parts, x.shape[-1])
+        count = _share(most, parts, x.shape[-1], 0)
         chosen = np.sort(np.random.default_rng(seed).choice(len(flat), min(count, len(flat)), replace=False))
         return flat[chosen].astype(np.float32)
     extent = output_size(x.shape[2:], site.kernel, site.strides, site.pads, site.dilations)
     size = x.shape[1] * int(np.prod(site.kernel))
-    positions = sample_positions(len(x), extent, _share(most, parts, size), seed)
+    positions = sample_positions(len(x), extent, _share(most, parts, size, size // site.groups), seed)
     found = patches(x, site.kernel, site.strides, site.pads, site.dilations, positions)
     return found.reshape(len(found), site.groups, -1).astype(np.float32)
 
 
-def _share(most: int, parts: int, size: int) -> int:
-    return max(1, min(most, max(FLOATS // size, 64)) // parts)
+def _share(most: int, parts: int, size: int, inputs: int) -> int:
+    """Rows of `size` numbers to take from each of so many parts, for a product with so many inputs a group."""
+    fitting = FLOATS // size
+    enough = fitting if fitting >= ENOUGH * inputs else FEW
+    return max(1, min(most, max(enough, FEW)) // parts)
 
 
 def _conv_site(node: ir.Node, tensor: str) -> Site | None:

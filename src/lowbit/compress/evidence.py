@@ -22,6 +22,9 @@ from lowbit.types import Batch, Feeds
 SAMPLES = 100
 """Most samples that rows are taken from."""
 
+AT_ONCE = 2
+"""Samples that a model is run on at once to take rows."""
+
 
 @dataclass
 class Evidence:
@@ -63,13 +66,18 @@ class Evidence:
         return self._captured
 
     def _feeds(self) -> list[Feeds]:
+        """Samples to take rows from, a few at a time: all tensors of a batch are in memory at once."""
+        fixed = any(isinstance(value.shape[0], int) for value in ir_files.read(self.prepared).graph.inputs if value.shape)
         found: list[Feeds] = []
         seen = 0
         for batch in self.batches():
             if seen >= SAMPLES:
                 break
-            found.append(batch.feeds)
-            seen += len(batch.rows)
+            count = len(batch.rows)
+            starts = [0] if fixed else range(0, count, AT_ONCE)
+            step = count if fixed else AT_ONCE
+            found += [{name: values[start : start + step] for name, values in batch.feeds.items()} for start in starts]
+            seen += count
         return found
 
 

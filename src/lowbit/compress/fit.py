@@ -1,8 +1,8 @@
 """Fit the rounding of weights and the biases of every product to the rows that it reads.
 
-Three ways are tried a product: weights to their nearest levels, the same with the mean of the error taken back by the bias, and weights
-rounded with error feedback on top. Each is fitted on one half of the sampled rows and judged on the other, so that a way wins only
-where it helps on rows it has not seen; with few rows for many inputs, feedback overfits and loses.
+Three ways are tried a product: weights to their nearest levels, the same with the mean of the error taken back by the bias, and
+weights rounded with error feedback on top. Each is fitted on one half of the sampled rows and judged on the other, so that a way wins
+only where it helps on rows it has not seen; with few rows for many inputs, feedback overfits and loses.
 """
 
 from __future__ import annotations
@@ -122,8 +122,9 @@ class _Problem:
         if feedback:
             moments = Moments.of(rows, seen)
             quantized = with_feedback(self.exact, self.grid, moments.centred() if corrected else moments, sweeps=SWEEPS)
-        means = rows.mean(axis=0, dtype=np.float64), seen.mean(axis=0, dtype=np.float64)
-        return quantized, correction(self.exact, quantized, *means) if corrected else np.zeros(self.exact.shape[:2])
+        if not corrected:
+            return quantized, np.zeros(self.exact.shape[:2])
+        return quantized, correction(self.exact, quantized, *(part.mean(axis=0, dtype=np.float64) for part in (rows, seen)))
 
     def _error(self, quantized: Array, shift: Array, part: slice) -> float:
         step = max(1, len(self.rows[part]) // JUDGED)
