@@ -11,17 +11,20 @@ from html import escape
 from importlib.resources import files
 
 from lowbit.bundle import charts, words
+from lowbit.bundle.report_layers import layers_section, mixed_sentences
 from lowbit.bundle.report_parts import bullets, chip, code_block, facts, section, tile
 from lowbit.bundle.report_tables import candidate_table, latency_bars, slice_rows, throughput_table, turned_down
 from lowbit.bundle.schema import CandidateEntry, Manifest
+from lowbit.compress.explain import Layers
 
 
-def render_report(manifest: Manifest, *, title: str | None = None) -> str:
+def render_report(manifest: Manifest, *, title: str | None = None, layers: Layers | None = None) -> str:
     """The page as one string of HTML.
 
     Args:
         manifest: Of the bundle.
         title: The page's title; defaults to the model's name.
+        layers: What the search found out about single layers; see `report_layers.find_layers`.
     """
     name = title or manifest.source.path
     sections = (
@@ -31,6 +34,7 @@ def render_report(manifest: Manifest, *, title: str | None = None) -> str:
         _latency(manifest),
         _confidence(manifest),
         _slices(manifest),
+        layers_section(layers, mixed_sentences(manifest)) if layers else "",
         _turned_down(manifest),
         _next(manifest),
         _run(manifest),

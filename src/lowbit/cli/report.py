@@ -18,10 +18,12 @@ def command(bundle: Path, out: Path | None, show: bool | None) -> None:
     from lowbit.bundle.bundle import Bundle
     from lowbit.bundle.manifest import write_atomic
     from lowbit.bundle.report import render_report
+    from lowbit.bundle.report_layers import find_layers
 
     loaded = Bundle.load(bundle, verify=False)
     path = out or bundle / "report.html"
-    write_atomic(path, render_report(loaded.manifest, title=Path(loaded.manifest.source.path).stem))
+    layers = find_layers(bundle, loaded.manifest)
+    write_atomic(path, render_report(loaded.manifest, title=Path(loaded.manifest.source.path).stem, layers=layers))
     if has_display() if show is None else show:
         click.launch(str(path.resolve()))
     click.echo(path)

@@ -1,8 +1,8 @@
 """Smooth the inputs of matrix products that no layer before can scale: behind normalisations, GELU and attention.
 
 X W = (X / s)(s W), with a factor a channel of X whose strength is searched per tensor (quant/smoothquant.py). The weights take their
-part here; the activations take theirs when they are rounded: QuantizeLinear with a scale a channel and DequantizeLinear with one for
-all divide for free, where an own Mul would cost a kernel (graph/qdq.py).
+part here; the writer puts a Mul in front of the rounding of the activations, for the readers that compute with integers alone
+(graph/qdq.py). Runtimes fuse it with the normalisation before it.
 """
 
 from __future__ import annotations

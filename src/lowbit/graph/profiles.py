@@ -47,7 +47,6 @@ class Profile:
         integer_bias: Biases are int32 on the grid of input times weight; floating point otherwise.
         sums_in_place: A product whose result is only added to something leaves it unrounded for the sum.
         attention: Products of two activations run on integers.
-        folds_scaling: A factor a channel may be merged into QuantizeLinear's scale.
         int4_weights: Weights of 4 bits are stored as such; else in bytes, on the same grid, for which there are integer kernels.
         blocks: Types of weights that may be quantized in blocks (and are then stored as such); others have a grid per channel instead.
         opset: Least operator set of the artifact.
@@ -70,7 +69,6 @@ class Profile:
     integer_bias: bool = True
     sums_in_place: bool = False
     attention: bool = False
-    folds_scaling: bool = False
     int4_weights: bool = False
     blocks: frozenset[str] = frozenset({"int4", "uint4"})
     opset: int = 13

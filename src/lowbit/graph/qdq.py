@@ -9,7 +9,6 @@ that they capture is the same tensor, rounded where all its readers see it round
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -155,18 +154,16 @@ class _Writer:
     def _pair(self, value: ir.Value, entry: QuantizedActivation) -> ir.Value:
         grid, name = self.table[entry.key], entry.key if entry.readers is None else f"{entry.key}_rounded"
         scale, zero = self._parameters(name, grid)
-        before: Sequence[ir.Value] = (scale, zero)
-        attributes = {}
+        source, nodes = value, []
         if entry.tensor in self.smoothing:
+            # Not merged into QuantizeLinear as a scale a channel: docs/lab.md says what runtimes make of that.
             factors = self.smoothing[entry.tensor].astype(np.float32)
-            before = self._parameters(
-                f"{name}_smoothed", replace(grid, scale=factors * grid.scale, zero_point=np.full(factors.shape, grid.zero_point))
-            )
-            attributes["axis"] = -1
-        integers = self._node("QuantizeLinear", [value, *before], attributes, name)
+            source = self._node("Mul", [value, self._initializer(f"{name}_smoothing", 1 / factors)], {}, name)
+            nodes.append(source.producer())
+        integers = self._node("QuantizeLinear", [source, scale, zero], {}, name)
         rounded = self._node("DequantizeLinear", [integers, scale, zero], {}, name)
         rounded.type, rounded.shape = value.type, value.shape
-        nodes = [v.producer() for v in (integers, rounded)]
+        nodes += [v.producer() for v in (integers, rounded)]
         maker = value.producer()
         if maker is not None:
             self.graph.insert_after(maker, [node for node in nodes if node is not None])

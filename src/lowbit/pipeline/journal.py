@@ -184,11 +184,17 @@ def apply(state: State, event: dict[str, Any]) -> None:
                 measurements=decode(tuple[Measurement, ...], result["measurements"]),
                 peak_memory_bytes=result["peak_memory_bytes"],
                 energy=decode(Energy | None, result["energy"]),
-                reasons=tuple(result["errors"]),
+                reasons=tuple(dict.fromkeys([*_reasons(state, result["id"]), *result["errors"]])),
             )
     elif kind == "decided":
         state.decision = decode(Decision, event["decision"])
         state.complete = event["complete"]
+
+
+def _reasons(state: State, candidate_id: str) -> tuple[str, ...]:
+    """What was said of a candidate before; timing adds to it."""
+    known = state.candidates.get(candidate_id)
+    return known.reasons if known is not None else ()
 
 
 def _change(state: State, candidate_id: str, **changes: Any) -> None:

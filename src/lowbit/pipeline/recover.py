@@ -7,18 +7,21 @@ At most five of them are evaluated end to end (compress/mixed.py). Each is a can
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from lowbit.bundle.manifest import write_atomic
 from lowbit.compress.allocate import FLOAT, Assignment, frontier
+from lowbit.compress.explain import explain
 from lowbit.compress.latency import Layout, layout, measure_latency
 from lowbit.compress.mixed import Evidence, mixed
 from lowbit.compress.quantize import quantize
 from lowbit.compress.sensitivity import Sensitivity, sensitivity
 from lowbit.errors import LowbitError
 from lowbit.graph import ir_files
-from lowbit.graph.groups import find_groups
+from lowbit.graph.groups import Group, find_groups
 from lowbit.graph.place import Format
 from lowbit.graph.profiles import profile, target_of
 from lowbit.pipeline.context import Context
@@ -75,6 +78,7 @@ def _search(context: Context, quick: QuickTimes, base: Candidate) -> None:
     groups = layout(graph, find_groups(graph, target), target)
     found = _sensitivity(context, recipe, base.runtime)
     context.reporter.note(f"Sensitivity of {len(groups.products)} products: {found.passes:.1f} passes over {found.samples} samples.")
+    write_layers(context, base, recipe, found, groups.groups)
     batch = max(context.policy.batch)
     times = measure_latency(
         groups, [INTEGER], _writer(context, recipe, base.runtime), base.runtime, context.sample(batch), batch=batch, tuning=tuning
@@ -98,6 +102,14 @@ def _search(context: Context, quick: QuickTimes, base: Candidate) -> None:
 
     outcome = mixed(points, evaluate, context.policy.max_drop.value)
     context.reporter.note(f"Mixed precision: {outcome.reason} {outcome.cost:.1f} evaluations.")
+
+
+def write_layers(context: Context, base: Candidate, recipe: Recipe, found: Sensitivity, groups: Sequence[Group]) -> None:
+    """Leaves in the folder of the candidate that was taken apart what each of its layers suffers, for the report."""
+    assert recipe.ranges is not None
+    shared = recipe.weights.granularity == "per-tensor"
+    layers = explain(found, groups, calibration(context).stats, format_name=INTEGER, ranges=recipe.ranges, shared=shared)
+    write_atomic(context.store.candidate(base.id) / "layers.json", json.dumps(layers.to_json(), indent=1, allow_nan=False) + "\n")
 
 
 def explained(points: Iterable[Assignment], formats: Mapping[str, str], groups: Layout) -> str:

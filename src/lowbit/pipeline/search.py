@@ -16,7 +16,7 @@ from lowbit.compress.calibrate import CalibrationStats
 from lowbit.compress.evidence import Evidence
 from lowbit.compress.quantize import quantize
 from lowbit.errors import DataError, ModelError
-from lowbit.graph.load import artifact_size
+from lowbit.graph.load import artifact_size, external_files
 from lowbit.graph.parameters import read_parameters, save_parameters
 from lowbit.graph.profiles import target_of
 from lowbit.measure.compare import compare
@@ -105,7 +105,8 @@ def make_artifact(context: Context, entry: Plan) -> Path:
         )
     folder = context.store.candidate(entry.id)
     artifact = folder / "model.onnx"
-    link_or_copy(shared, artifact)
+    for file in [shared, *external_files(shared)]:
+        link_or_copy(file, artifact if file == shared else folder / file.name)
     (folder / "recipe.yaml").write_text(entry.recipe.to_yaml())
     if entry.recipe.activations:
         save_parameters(read_parameters(artifact), folder)

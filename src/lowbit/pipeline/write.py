@@ -10,6 +10,7 @@ from pathlib import Path
 from lowbit.bundle.card import render_card
 from lowbit.bundle.manifest import build_manifest, candidate_entry, file_entries, write_atomic, write_manifest
 from lowbit.bundle.report import render_report
+from lowbit.bundle.report_layers import find_layers
 from lowbit.bundle.schema import CalibrationEntry, DataEntry, EnvironmentEntry, Manifest, ValidationEntry
 from lowbit.graph.load import external_files
 from lowbit.pipeline.context import BASELINE, Context
@@ -50,7 +51,7 @@ def write_bundle(context: Context, decision: Decision, command: str, *, complete
         notes=notes(context, complete),
     )
     if complete:
-        write_atomic(out / "report.html", render_report(manifest, title=context.model.path.stem))
+        write_atomic(out / "report.html", render_report(manifest, title=context.model.path.stem, layers=find_layers(out, manifest)))
         write_atomic(out / "MODEL_CARD.md", render_card(manifest))
     write_manifest(manifest, out)
     return manifest
