@@ -1,0 +1,1 @@
+"""The parts of benchmarks/panel.py: subjects (models with data), producers (who quantizes), scoring, timing, tables."""

@@ -1,0 +1,46 @@
+"""lowbit's own quantizer through the Python API: prepare, calibrate, and write the artifact of one recipe.
+
+Options: `target`, whose profile places the rounding (lowbit.graph.profiles).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from panel.job import Job, Notes
+
+PRELOAD = ("onnx", "onnxruntime", "lowbit.compress.evidence", "lowbit.compress.quantize", "lowbit.pipeline.recipes")
+
+
+def produce(job: Job) -> Notes:
+    from lowbit.compress.evidence import Evidence
+    from lowbit.compress.quantize import quantize
+    from lowbit.graph.load import load_model, operator_counts
+    from lowbit.graph.prepare import prepare
+    from lowbit.pipeline.recipes import INT8_DYNAMIC, fitted, smoothed, traits
+
+    prepared = prepare(load_model(job.model), job.out / "prepared.onnx")
+    model = traits(operator_counts(prepared))
+    if model.recurrent:
+        recipe = INT8_DYNAMIC
+    else:
+        recipe = smoothed() if model.transformer else fitted("mse")
+    evidence = Evidence(prepared, lambda: batches(job))
+    target = str(job.options.get("target", "onnxruntime-cpu"))
+    quantize(job.model, prepared, recipe, job.artifact, evidence=evidence, transformer=model.transformer, target=target)
+    prepared.unlink()
+    return {"samples": job.n, "recipe": recipe.name, "target": target}
+
+
+def batches(job: Job) -> Iterator[Any]:
+    """The calibration samples as lowbit takes them."""
+    from lowbit.types import Batch
+
+    start = 0
+    for feeds in job.batches(job.batch):
+        rows = np.arange(start, start + len(next(iter(feeds.values()))))
+        start += len(rows)
+        yield Batch(rows, feeds, None)
