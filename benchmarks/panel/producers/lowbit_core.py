@@ -24,10 +24,8 @@ def produce(job: Job) -> Notes:
 
     prepared = prepare(load_model(job.model), job.out / "prepared.onnx")
     model = traits(operator_counts(prepared))
-    if model.recurrent:
-        recipe = INT8_DYNAMIC
-    else:
-        recipe = smoothed() if model.transformer else fitted("mse")
+    static = smoothed() if model.transformer else fitted("mse")
+    recipe = INT8_DYNAMIC if model.recurrent else static
     evidence = Evidence(prepared, lambda: batches(job))
     target = str(job.options.get("target", "onnxruntime-cpu"))
     quantize(job.model, prepared, recipe, job.artifact, evidence=evidence, transformer=model.transformer, target=target)
