@@ -14,6 +14,7 @@ import numpy as np
 
 from lowbit.graph import ir_files
 from lowbit.graph.groups import is_standard
+from lowbit.graph.spelling import keep_sums_apart
 from lowbit.quant.affine import from_values, quantize
 from lowbit.quiet import no_telemetry, no_warnings
 from lowbit.recipe import Recipe
@@ -50,7 +51,7 @@ def write_dynamic(prepared: Path, out: Path, recipe: Recipe) -> Path:
             extra_options={"EnableSubgraph": True},
         )
     model = ir_files.read(out)
-    if store_recurrent_weights(model, recipe):
+    if store_recurrent_weights(model, recipe) + keep_sums_apart(model):
         ir_files.write(model, out)
     return out
 

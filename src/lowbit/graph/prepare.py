@@ -3,8 +3,8 @@
 Initializers that old exporters list as inputs become constants, the operator set is raised to
 one with per-channel QuantizeLinear, constants are folded and batch norms merged into the
 convolution before them (onnxruntime's basic, hardware-independent optimizations; graph/fold.py does
-what they leave), shapes are inferred, products that read one tensor are merged, and every node gets
-a name of its own that recipes can refer to.
+what they leave), shapes are inferred, products that read one tensor are merged, GELUs are written in the
+order that runtimes fuse, and every node gets a name of its own that recipes can refer to.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from lowbit.errors import ModelError
 from lowbit.graph import ir_files
 from lowbit.graph.fold import fold_batch_norms
 from lowbit.graph.merge import merge_products
+from lowbit.graph.spelling import halve_gelu_last
 from lowbit.quiet import no_telemetry
 from lowbit.types import Model
 
@@ -49,7 +50,7 @@ def prepare(model: Model, out: Path) -> Path:
     _name_nodes(folded)
     onnx.save_model(onnx.shape_inference.infer_shapes(folded), out)
     merged = ir_files.read(out)
-    if fold_batch_norms(merged) + merge_products(merged):
+    if fold_batch_norms(merged) + merge_products(merged) + halve_gelu_last(merged):
         ir_files.write(merged, out)
     return out
 

@@ -49,6 +49,7 @@ class Profile:
         attention: Products of two activations run on integers.
         int4_weights: Weights of 4 bits are stored as such; else in bytes, on the same grid, for which there are integer kernels.
         blocks: Types of weights that may be quantized in blocks (and are then stored as such); others have a grid per channel instead.
+        sums_apart: Sums in front of a normalisation are written so that they are not fused with it (graph/spelling.py).
         opset: Least operator set of the artifact.
     """
 
@@ -71,6 +72,7 @@ class Profile:
     attention: bool = False
     int4_weights: bool = False
     blocks: frozenset[str] = frozenset({"int4", "uint4"})
+    sums_apart: bool = False
     opset: int = 13
 
     def activation(self, spec: QuantSpec) -> QuantSpec:
@@ -101,6 +103,7 @@ ONNXRUNTIME_CPU = Profile(
     float_output=frozenset({"Gemm", "MatMul"}),
     unary=frozenset({"AveragePool", "GlobalAveragePool", "LeakyRelu", "Sigmoid"}),
     saturates=True,
+    sums_apart=True,
 )
 """x86 and Arm servers. Its convolution has an integer kernel only between quantized tensors, its transposed one has none; Relu and Clip
 alone are absorbed. Its integer kernels take blocks of weights for channels and fail: only 4-bit weights, which none reads, may be cut."""

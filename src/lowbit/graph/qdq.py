@@ -19,6 +19,7 @@ from lowbit.graph.groups import Group
 from lowbit.graph.parameterize import Table, ValuesOf, parameterize
 from lowbit.graph.place import Format, Placement, QuantizedActivation, QuantizedBias, QuantizedWeight, place
 from lowbit.graph.profiles import ONNXRUNTIME_CPU, Profile
+from lowbit.graph.spelling import keep_sums_apart
 from lowbit.quant.affine import Affine, quantize
 from lowbit.recipe import Recipe
 from lowbit.types import Array
@@ -104,6 +105,8 @@ def write_pairs(
     for bias in placement.biases:
         writer.bias(bias)
     writer.clean_up()
+    if target.sums_apart:
+        keep_sums_apart(model)
 
 
 class _Writer:
