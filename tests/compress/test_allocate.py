@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lowbit.compress.allocate import FLOAT, Assignment, Boundary, allocate, domain, frontier, least_damage
+from lowbit.compress.allocate import FLOAT, Assignment, Boundary, allocate, between, domain, frontier, least_damage
 from lowbit.errors import UsageError
 
 FORMATS = ("w4a8", "w8a8", "w8a16", FLOAT)
@@ -91,6 +91,32 @@ def test_no_point_of_the_frontier_is_beaten(problem: Problem) -> None:
         assert faster.predicted_damage > slower.predicted_damage
         assert faster.predicted_seconds <= slower.predicted_seconds * (1 + TOLERANCE)
     assert found[-1].predicted_damage == 0
+
+
+@settings(max_examples=10, deadline=None)
+@given(problems())
+def test_points_between_lie_between_and_nothing_beats_them(problem: Problem) -> None:
+    ends = frontier(*problem, points=2)
+    found = between(*problem, ends[0], ends[-1], points=4)
+    assert len(found) <= 4
+    for faster, slower in pairwise((ends[0], *found, *ends[1:])):
+        assert faster.predicted_damage > slower.predicted_damage
+        assert faster.predicted_seconds <= slower.predicted_seconds * (1 + TOLERANCE)
+    all_ = everything(problem)
+    most = max(each[0] for each in all_)
+    for point in found:
+        assert point.predicted_damage <= TOLERANCE * most + min(d for d, s in all_ if s <= point.predicted_seconds * (1 - TOLERANCE))
+
+
+def test_between_by_hand() -> None:
+    """Four groups alike but for their damage: between none and all in floating point lie one, two and three, the worst first."""
+    damage = {(g, "w8a8"): value for g, value in zip("abcd", (1.0, 2.0, 4.0, 8.0), strict=True)}
+    seconds = {(g, f): 1.0 if f == "w8a8" else 2.0 for g in "abcd" for f in ("w8a8", FLOAT)}
+    fast, slow = frontier(damage, seconds, [], points=2)
+    found = between(damage, seconds, [], fast, slow)
+    assert [each.predicted_damage for each in found] == pytest.approx([7.0, 3.0, 1.0])
+    assert [each.predicted_seconds for each in found] == pytest.approx([5.0, 6.0, 7.0])
+    assert between(damage, seconds, [], found[0], found[1]) == ()
 
 
 def line(boundary: float) -> Problem:

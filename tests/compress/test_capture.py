@@ -45,7 +45,8 @@ def taken(case: Case, folder: Path, feeds: list, **more):
 
 
 @pytest.mark.parametrize("name", CONVS)
-def test_rows_of_convolutions_give_its_outputs(name: str, tmp_path: Path) -> None:
+def test_rows_of_convolutions_give_its_outputs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "ALONE", ALL)
     shape, attributes = CONVS[name]
     case = Case([node("Conv", "x w", "y", "p", **attributes)], {"x": [2, 4, 9, 8]}, ["y"], {"w": weights(*shape)})
     feeds = [{"x": samples([2, 4, 9, 8], seed)} for seed in range(2)]

@@ -12,8 +12,8 @@ import pytest
 
 import small_models
 from conftest import missing
-from lowbit.compress.allocate import FLOAT
-from lowbit.compress.latency import Layout, Profiled, attribute, layout, measure_latency, tabulate
+from lowbit.compress.allocate import FLOAT, Assignment, Boundary
+from lowbit.compress.latency import LatencyTable, Layout, Profiled, attribute, layout, measure_latency, starting_with, tabulate
 from lowbit.graph import ir_files
 from lowbit.graph.groups import Group, find_groups
 from lowbit.graph.parameterize import parameterize
@@ -149,3 +149,16 @@ def test_a_real_table_adds_up(runtime: str, tmp_path: Path) -> None:
     assert sum(table.seconds.values()) < 1
     assert {(b.first, b.second) for b in table.boundaries} == set(found.edges)
     assert table.predict(found.formats(dict.fromkeys(found.products, "w8a8"))) > 0
+
+
+def test_a_frontier_starts_with_what_has_been_evaluated() -> None:
+    """All integers first, though "b" is faster in floating point; once only, where they are a point of the frontier anyway."""
+    seconds = {(name, form): 1.0 for name in ("a", "b", "sum", "c") for form in ("w8a8", FLOAT)} | {("b", "w8a8"): 2.0}
+    times = LatencyTable(seconds, 0.0, (Boundary("a", "b", 0.25),), 10.0)
+    damage = {(name, "w8a8"): 0.5 for name in ("a", "b", "c")}
+    whole = dict.fromkeys(("a", "b", "sum", "c"), "w8a8")
+    fast = Assignment({**whole, "b": FLOAT, "sum": FLOAT}, 1.0, 4.25)
+    same = Assignment({**whole, "sum": FLOAT}, 1.5, 5.0)
+    found = starting_with("w8a8", (fast,), damage, times, BLOCK)
+    assert found == (Assignment(whole, 1.5, 5.0), fast)
+    assert starting_with("w8a8", (same, fast), damage, times, BLOCK) == found

@@ -75,6 +75,41 @@ def test_stops_where_nothing_is_to_be_gained() -> None:
     assert found.reason == "At most 0.3 % of the latency is left to gain."
 
 
+def test_what_is_left_goes_to_points_between_the_last_two() -> None:
+    """Real damage is the predicted one. The budget is met between 0.016 and 0.008; two more points lie there, one of which holds."""
+    ends = points([0.064, 0.016, 0.008, 0.001])
+    more = (Assignment({"g": "0.011"}, 0.011, 1.14), Assignment({"g": "0.009"}, 0.009, 1.17))
+    real = {each.formats["g"]: each.predicted_damage for each in (*ends, *more)}
+    asked: list[tuple[Assignment, Assignment]] = []
+
+    def between(fast: Assignment, slow: Assignment) -> tuple[Assignment, ...]:
+        asked.append((fast, slow))
+        return more if len(asked) == 1 else ()
+
+    def evaluate(formats: Mapping[str, str]) -> Evidence:
+        return Evidence(real[formats["g"]])
+
+    found = mixed(ends, evaluate, BUDGET, between=between)
+    assert [step.point for step in found.steps] == [ends[2], ends[1], more[1], more[0]]
+    assert asked == [(ends[1], ends[2]), (more[0], more[1])]
+    assert (found.chosen, found.evidence, found.cost) == (more[1], Evidence(0.009), 4)
+    assert found.reason == "The next faster point is over the budget."
+    assert mixed(ends, evaluate, BUDGET).chosen == ends[2]
+
+    asked.clear()
+    assert mixed(ends, evaluate, BUDGET, most=2, between=between).chosen == ends[2]
+    assert not asked
+
+
+def test_points_between_that_gain_nothing_are_not_asked_for() -> None:
+    close = (Assignment({"g": "0"}, 0.02, 1.0), Assignment({"g": "1"}, 0.005, 1.009))
+    evaluate, asked = measured([0.02, 0.005])
+    known = [(0, Evidence(0.02))]
+    found = mixed(close, evaluate, BUDGET, known=known, between=lambda fast, slow: pytest.fail(f"{fast} to {slow}"))
+    assert found.chosen == close[1]
+    assert asked == [1]
+
+
 def test_the_fastest_point_may_hold() -> None:
     evaluate, asked = measured([0.0] * 8)
     found = mixed(points(PREDICTED), evaluate, BUDGET, most=9)

@@ -185,7 +185,7 @@ def test_channels_of_very_different_range_come_first_where_they_share_a_grid(tmp
 
 def test_cost_is_what_was_run_and_within_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran = []
-    original = module._session
+    original = module.open_session
 
     class Counting:
         def __init__(self, *arguments: Any) -> None:
@@ -195,7 +195,7 @@ def test_cost_is_what_was_run_and_within_the_budget(tmp_path: Path, monkeypatch:
             ran.append(len(feeds["x"]))
             return self.session.run(names, feeds)
 
-    monkeypatch.setattr(module, "_session", Counting)
+    monkeypatch.setattr(module, "open_session", Counting)
     prepared, batches = cnn(tmp_path), images(50, 7)
     for passes in (1.0, 2.0, 3.0, 5.5):
         ran.clear()

@@ -6,9 +6,13 @@ from dataclasses import replace
 
 import pytest
 
+from lowbit.compress.allocate import FLOAT, Boundary
+from lowbit.compress.latency import LatencyTable, Layout
+from lowbit.graph.groups import Group
+from lowbit.measure.slices import HARDEST
 from lowbit.pipeline.judge import FAR
-from lowbit.pipeline.recover import worth_recovering
-from lowbit.types import Budget, Candidate, Comparison, Delta, MetricValue, Policy
+from lowbit.pipeline.recover import explained, overrun, worth_recovering
+from lowbit.types import Budget, Candidate, Comparison, Delta, MetricValue, Policy, SliceResult
 
 POLICY = Policy("classification", "top1", Budget.parse("1pp"))
 
@@ -59,6 +63,56 @@ def test_only_static_integers_are_taken_apart() -> None:
 def test_floating_point_within_the_budget_is_no_reason_to_stop() -> None:
     base = made("int8-static-mse", 0.02)
     assert worth_recovering([made("fp16", 0.0, precision="fp16"), base], POLICY) is base
+
+
+def with_evidence(candidate: Candidate, **more: object) -> Candidate:
+    assert candidate.search is not None
+    return replace(candidate, search=replace(candidate.search, **more))  # type: ignore[arg-type]
+
+
+def delta(value: float, low: float) -> Delta:
+    return Delta(value, low, 2 * value - low, 0.95, 1000, "tango-score")
+
+
+def test_a_broken_guard_or_slice_is_worth_recovering() -> None:
+    """The metric holds; the false-positive rate or a slice does not."""
+    good = made("int8-fitted-mse", 0.002)
+    guarded = with_evidence(good, guards={"false_positive_rate": delta(0.02, 0.0)})
+    sliced = with_evidence(good, slices=(SliceResult("night", 100, 0.9, 0.85, delta(0.05, 0.015)),))
+    worse = made("int8-static-mse", 0.025)
+    assert worth_recovering([guarded], POLICY) is guarded
+    assert worth_recovering([sliced, worse], POLICY) is sliced
+    assert worth_recovering([guarded, sliced, good], POLICY) is None
+    assert worth_recovering([guarded], replace(POLICY, max_fpr_rise=0.02)) is None
+    assert worth_recovering([guarded], replace(POLICY, max_fpr_rise=0.006)) is None  # more than three times its limit
+
+
+def test_the_overrun_is_the_worst_of_all_limits() -> None:
+    search = made("int8-fitted-mse", 0.005).search
+    assert search is not None
+    assert overrun(search, POLICY) == pytest.approx(0.5)
+    assert overrun(replace(search, guards={"false_positive_rate": delta(0.018, 0.0)}), POLICY) == pytest.approx(1.8)
+    night, hard = (SliceResult(name, 100, 0.9, 0.8, delta(0.1, 0.024)) for name in ("night", HARDEST))
+    assert overrun(replace(search, slices=(night, hard)), POLICY) == pytest.approx(2.4)
+    assert overrun(replace(search, slices=(hard,)), POLICY) == pytest.approx(0.8)
+    nothing = replace(POLICY, max_drop=Budget(0.0, relative=False))
+    assert overrun(search, nothing) == float("inf")
+    assert overrun(replace(search, delta=delta(-0.01, -0.02)), nothing) == 0
+
+
+def test_an_explanation_names_what_stays_and_its_price() -> None:
+    groups = Layout(tuple(Group(name, "Conv", (name,), {0: "x"}, 1, None, f"{name}_out") for name in "abcd"), (("a", "b"),), frozenset())
+    seconds = {(name, form): 1.0 if form == "w8a8" else 1.5 for name in "abcd" for form in ("w8a8", FLOAT)}
+    times = LatencyTable(seconds, 0.0, (Boundary("a", "b", 0.5),), 1.0)
+    whole = dict.fromkeys("abcd", "w8a8")
+    said = explained({**whole, "b": FLOAT}, groups, times)
+    assert said == "1 of 4 products stay in floating point (b); predicted to take 20% more time than all integers."
+    assert "(a, b, c and 1 more); predicted to take 40% more time than all integers." in explained(
+        dict.fromkeys("abcd", FLOAT), groups, times
+    )
+    quick = replace(times, seconds={**seconds, ("d", FLOAT): 0.5})
+    assert explained({**whole, "d": FLOAT}, groups, quick).endswith("(d); predicted to take 10% less time than all integers.")
+    assert explained(whole, groups, times) == "All 4 products are integers: the fastest choice by measured group times."
 
 
 def test_nothing_is_recovered_where_no_drop_is_allowed() -> None:

@@ -27,6 +27,9 @@ FLOAT = "float"
 POINTS = 12
 """Most points of a frontier."""
 
+BETWEEN = 3
+"""Points that are looked for between two neighbours of a frontier, when that is where the budget is met."""
+
 CROWDING = 1.5
 """Points stand closer where the model is fast: mixed precision that keeps most of the speed ends there."""
 
@@ -110,6 +113,20 @@ def frontier(damage: Cost, seconds: Cost, boundaries: Sequence[Boundary], points
     found: list[Assignment] = []
     for each in (fastest, *inner, safest):
         if not found or each.predicted_damage < found[-1].predicted_damage:
+            found.append(each)
+    return tuple(found)
+
+
+def between(
+    damage: Cost, seconds: Cost, boundaries: Sequence[Boundary], fast: Assignment, slow: Assignment, points: int = BETWEEN
+) -> tuple[Assignment, ...]:
+    """More points of a frontier, evenly between two of it in seconds, the fastest first; fewer, or none, where there are no more."""
+    program = _Program(damage, seconds, boundaries)
+    found: list[Assignment] = []
+    for most in np.linspace(fast.predicted_seconds, slow.predicted_seconds, points + 2)[1:-1]:
+        each = program.solve("damage", float(most))
+        last = found[-1] if found else fast
+        if each.predicted_seconds < slow.predicted_seconds and slow.predicted_damage < each.predicted_damage < last.predicted_damage:
             found.append(each)
     return tuple(found)
 

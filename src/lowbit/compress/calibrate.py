@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from lowbit.compress.sessions import misfit, one_more, open_session, read_model
 from lowbit.errors import DataError, ModelError, UsageError, unknown
 from lowbit.graph import observe, probes
 from lowbit.quant import table
 from lowbit.quant.observers import Histogram, MinMax, Observer, TensorStats
 from lowbit.quant.ranges import find_range
-from lowbit.quiet import no_telemetry
 from lowbit.types import Array, Batch, Feeds, RangeMethod
 
 METHODS: tuple[RangeMethod, ...] = ("minmax", "percentile", "entropy", "mse")
@@ -133,13 +133,13 @@ class _Pass:
     @classmethod
     def prepare(cls, path: Path, feeds: Feeds, histograms: bool, threads: int) -> _Pass:
         """Reads the model and places probes by the shapes of the first batch."""
-        model = _read(path)
+        model = read_model(path)
         shapes = {name: feed.shape for name, feed in feeds.items()}
-        one, two = probes.infer(model, shapes), probes.infer(model, _one_more(model, shapes))
+        one, two = probes.infer(model, shapes), probes.infer(model, one_more(model, shapes))
         plan = observe.plan(one)
         model, found = probes.instrument(model, plan, one, two, sample=histograms)
         outputs = [value.name for value in model.graph.output]
-        return cls(_session(model, path, threads), plan, found, outputs, histograms, {})
+        return cls(open_session(model, path, threads, "for calibration"), plan, found, outputs, histograms, {})
 
     def observe(self, feeds: Feeds, seen: int) -> None:
         """Runs one batch and updates the observers."""
@@ -169,7 +169,7 @@ class _Pass:
         try:
             result: list[Array] = self.session.run(self.outputs, feeds)
         except Exception as error:  # onnxruntime's exceptions share no base class but Exception
-            raise _misfit(self.session, feeds, error) from error
+            raise misfit(self.session, feeds, error) from error
         return result
 
 
@@ -181,61 +181,12 @@ def _extrema(probe: probes.Probe, out: Mapping[str, Array]) -> MinMax:
     return MinMax((-float(out[probe.low].max()) if probe.negated else float(out[probe.low].min())) + 0.0, high)
 
 
-def _one_more(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """The shapes of a batch with one more sample, for the inputs whose batch size is free."""
-    dims = {v.name: v.type.tensor_type.shape.dim for v in model.graph.input}
-    free = {name for name, dim in dims.items() if not dim or not dim[0].HasField("dim_value")}
-    return {name: (shape[0] + 1, *shape[1:]) if shape and name in free else shape for name, shape in shapes.items()}
-
-
-def _misfit(session: Any, feeds: Feeds, error: Exception) -> DataError | ModelError:
-    wanted = {i.name: f"{i.type} {i.shape}" for i in session.get_inputs()}
-    given = {name: f"{feed.dtype} {list(feed.shape)}" for name, feed in feeds.items()}
-    message = f"The model could not run a calibration batch: {str(error).splitlines()[0]}"
-    hint = f"The model takes {wanted}, the batch has {given}."
-    kind = type(error).__name__
-    return DataError(message, hint) if kind in ("InvalidArgument", "ValueError") else ModelError(message, hint)
-
-
 def _check_methods(methods: Sequence[RangeMethod]) -> None:
     if not methods:
         raise UsageError("No range method was asked for.", f"Give at least one of {', '.join(METHODS)}.")
     for method in methods:
         if method not in METHODS:
             raise unknown("range method", method, METHODS)
-
-
-def _read(path: Path) -> Any:
-    """The model without external data; initializers that old exporters list as inbound are taken off the inputs."""
-    import onnx
-
-    try:
-        model = onnx.load(str(path), load_external_data=False)
-    except FileNotFoundError as error:
-        raise ModelError(f"There is no model at '{path}'.", "Give the path of an ONNX file.") from error
-    except Exception as error:  # protobuf's DecodeError, and whatever else a broken file causes
-        raise ModelError(f"'{path.name}' is not a readable ONNX file: {error}", "Export it again.") from error
-    weights = {t.name for t in model.graph.initializer}
-    kept = [v for v in model.graph.input if v.name not in weights]
-    del model.graph.input[:]
-    model.graph.input.extend(kept)
-    model.ir_version = max(model.ir_version, 4)  # below, every initializer must be an input
-    return model
-
-
-def _session(model: Any, path: Path, threads: int) -> Any:
-    no_telemetry()
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    options.enable_mem_pattern = False  # one planned block holds more than is ever alive: 100 MB more for ResNet-50 at batch 8
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.resolve().parent))
-    try:
-        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's exceptions share no base class but Exception
-        raise ModelError(f"onnxruntime cannot load '{path.name}' for calibration: {str(error).splitlines()[0]}") from error
 
 
 def _with_aliases(tensors: Mapping[str, TensorStats], aliases: Mapping[str, str]) -> dict[str, TensorStats]:

@@ -7,17 +7,20 @@ show what its layers really see.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lowbit.compress.sessions import misfit, open_session, read_model, show
+from lowbit.data.spool import Rows, Spool
 from lowbit.errors import DataError
 from lowbit.graph.groups import Group
 from lowbit.quant.layout import output_size, patches, sample_positions
-from lowbit.quiet import no_telemetry
 from lowbit.types import Array, Feeds
 
 if TYPE_CHECKING:
@@ -34,6 +37,12 @@ ENOUGH = 4
 
 FEW = 256
 """Rows of a convolution with so many inputs that its weights cannot be fitted with feedback: enough for means and errors."""
+
+ALONE = 64
+"""Rows of a convolution in groups, at least: each row has numbers of all its groups, so few say much."""
+
+IN_MEMORY = 1 << 24
+"""Bytes of rows up to which they stay in memory."""
 
 MOVED = 1 << 28
 """Numbers that may leave the runtime, about: handing out every tensor costs more than computing it, so large models give fewer samples."""
@@ -83,6 +92,7 @@ class Captured:
 
     Attributes:
         rows: Product -> sampled rows of its input, float32 [R, g, K]: K inputs of each of g groups (1 for matrix products).
+            They may lie on disk: every look reads them anew.
         low: Tensor that a product reads -> lowest value of each channel over all samples, float32 [C].
         high: Highest, likewise.
     """
@@ -92,42 +102,95 @@ class Captured:
     high: Mapping[str, Array]
 
 
-def capture(path: Path, where: Mapping[str, Site], batches: Sequence[Feeds], *, rows: int = ROWS, threads: int = 0) -> Captured:
+def capture(path: Path, where: Mapping[str, Site], batches: Iterable[Feeds], *, rows: int = ROWS, threads: int = 0) -> Captured:
     """Runs a model, samples the rows of its products, and notes the range of every channel.
 
     Args:
         path: An ONNX file; not changed.
         where: Product -> its site. Two models whose sites differ in tensors alone give rows of the same positions.
-        batches: Calibration samples.
+        batches: Calibration samples; no more of them are read than are used.
         rows: Most rows of a product.
         threads: For the runtime; 0 means all cores.
 
     Raises:
-        DataError: no samples.
+        DataError: no samples, or such as do not fit the model.
+        ModelError: the model cannot be read or run.
     """
-    if not batches:
+    waiting = iter(batches)
+    first = next(waiting, None)
+    if first is None:
         raise DataError("There are no samples to take rows from.", "Give at least one calibration sample.")
-    tensors = sorted({site.tensor for site in where.values()})
     channel_axis = {site.tensor: 1 if site.kernel else -1 for site in where.values()}
-    session, outputs = _session(path, tensors, threads)
-    taken: dict[str, list[Array]] = {name: [] for name in where}
+    look = _Look.open(path, sorted(channel_axis), threads)
+    values = look(first)
+    most = max(LEAST, MOVED // max(sum(values[tensor].size for tensor in channel_axis), 1))
+    rest = list(islice(waiting, most - 1))
+    kept = _Kept()
     low: dict[str, Array] = {}
     high: dict[str, Array] = {}
-    used = len(batches)
-    for seed, feeds in enumerate(batches):
-        if seed >= used:
-            break
-        inner = session.run(outputs, dict(feeds)) if outputs else []  # asked for nothing, the runtime gives everything
-        values = dict(feeds) | dict(zip(outputs, inner, strict=True))
-        if not seed:
-            used = min(used, max(LEAST, MOVED // max(sum(values[tensor].size for tensor in tensors), 1)))
-        for tensor in tensors:
-            least, most = _extremes(values[tensor], channel_axis[tensor])
+    for seed in range(1 + len(rest)):
+        values = values if seed == 0 else look(rest[seed - 1])
+        for tensor, axis in channel_axis.items():
+            least, greatest = _extremes(values[tensor], axis)
             low[tensor] = np.minimum(low.get(tensor, least), least)
-            high[tensor] = np.maximum(high.get(tensor, most), most)
+            high[tensor] = np.maximum(high.get(tensor, greatest), greatest)
         for name, site in where.items():
-            taken[name].append(_rows(values[site.tensor], site, rows, used, seed))
-    return Captured({name: np.concatenate(parts) for name, parts in taken.items()}, low, high)
+            kept.add(name, _rows(values[site.tensor], site, rows, 1 + len(rest), seed))
+    return Captured(kept, low, high)
+
+
+@dataclass(frozen=True)
+class _Look:
+    """A model whose inner tensors can be seen."""
+
+    session: Any
+    inner: list[str]
+
+    @classmethod
+    def open(cls, path: Path, tensors: Sequence[str], threads: int) -> _Look:
+        model = read_model(path)
+        inner = show(model, tensors)
+        return cls(open_session(model, path, threads, "to look at what its products read"), inner)
+
+    def __call__(self, feeds: Feeds) -> Feeds:
+        """All tensors for a batch, those that are fed among them."""
+        if not self.inner:  # asked for nothing, the runtime gives everything
+            return feeds
+        try:
+            found = self.session.run(self.inner, dict(feeds))
+        except Exception as error:  # onnxruntime's exceptions share no base class but Exception
+            raise misfit(self.session, feeds, error) from error
+        return feeds | dict(zip(self.inner, found, strict=True))
+
+
+class _Kept(Mapping[str, Array]):
+    """Rows by product, one part a batch: on disk where they are many, and put together at every look."""
+
+    def __init__(self) -> None:
+        self._spool = Spool(IN_MEMORY)
+        self._parts: dict[str, list[tuple[int, tuple[int, ...]]]] = {}
+        self._all: Rows | None = None
+
+    def add(self, name: str, rows: Array) -> None:
+        start = self._spool.append(np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data) // 4
+        self._parts.setdefault(name, []).append((start, rows.shape))
+
+    def __getitem__(self, name: str) -> Array:
+        if self._all is None:
+            self._all = self._spool.rows(np.float32, (self._spool.size // 4,))
+        parts = self._parts[name]
+        found = np.empty((sum(shape[0] for _, shape in parts), *parts[0][1][1:]), np.float32)
+        row = 0
+        for start, shape in parts:
+            found[row : row + shape[0]] = self._all[start : start + math.prod(shape)].reshape(shape)
+            row += shape[0]
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)
 
 
 def _extremes(x: Array, axis: int) -> tuple[Array, Array]:
@@ -145,16 +208,19 @@ def _rows(x: Array, site: Site, most: int, parts: int, seed: int) -> Array:
         return flat[chosen].astype(np.float32)
     extent = output_size(x.shape[2:], site.kernel, site.strides, site.pads, site.dilations)
     size = x.shape[1] * int(np.prod(site.kernel))
-    positions = sample_positions(len(x), extent, _share(most, parts, size, size // site.groups), seed)
+    positions = sample_positions(len(x), extent, _share(most, parts, size, size // site.groups, site.groups), seed)
     found = patches(x, site.kernel, site.strides, site.pads, site.dilations, positions)
     return found.reshape(len(found), site.groups, -1).astype(np.float32)
 
 
-def _share(most: int, parts: int, size: int, inputs: int) -> int:
+def _share(most: int, parts: int, size: int, inputs: int, groups: int = 1) -> int:
     """Rows of `size` numbers to take from each of so many parts, for a product with so many inputs a group."""
     fitting = FLOATS // size
-    enough = fitting if fitting >= ENOUGH * inputs else FEW
-    return max(1, min(most, max(enough, FEW)) // parts)
+    enough = max(fitting if fitting >= ENOUGH * inputs else FEW, FEW)
+    if groups > 1:  # every row has numbers of all groups; their few inputs are worth fitting
+        enough = max(ALONE, ENOUGH * inputs) if ENOUGH * inputs <= FEW else ALONE
+        enough = -(-enough // parts) * parts
+    return max(1, min(most, enough) // parts)
 
 
 def _conv_site(node: ir.Node, tensor: str) -> Site | None:
@@ -174,21 +240,3 @@ def _conv_site(node: ir.Node, tensor: str) -> Site | None:
     half = len(kernel)
     groups = attributes["group"].as_int() if "group" in attributes else 1
     return Site(tensor, kernel, ints("strides", 1, half), ints("pads", 0, 2 * half), ints("dilations", 1, half), groups)
-
-
-def _session(path: Path, tensors: Sequence[str], threads: int) -> tuple[Any, list[str]]:
-    """A session of the model with some inner tensors as its outputs; inputs of the model are left out."""
-    no_telemetry()
-    import onnx
-    import onnxruntime
-
-    model = onnx.load_model(path)
-    inner = {name for node in model.graph.node for name in node.output}
-    wanted = [name for name in tensors if name in inner]
-    del model.graph.output[:]
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted or [model.graph.node[-1].output[0]])
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    options.enable_mem_pattern = False
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"]), wanted

@@ -7,12 +7,14 @@ statistics of the prepared model once, and for those of a transformed one once a
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from lowbit.compress.calibrate import CalibrationStats, calibrate
-from lowbit.compress.capture import Captured, capture, sites
+from lowbit.compress.capture import Captured, Site, capture, sites
+from lowbit.compress.sessions import apart, trim
 from lowbit.graph import ir_files
 from lowbit.graph.groups import find_groups
 from lowbit.graph.load import external_files
@@ -38,6 +40,7 @@ class Evidence:
     prepared: Path
     batches: Callable[[], Iterable[Batch]]
     _known: dict[str, CalibrationStats] = field(default_factory=dict)
+    _digests: dict[tuple[Any, ...], str] = field(default_factory=dict)
     _captured: Captured | None = None
 
     @property
@@ -48,44 +51,62 @@ class Evidence:
     @stats.setter
     def stats(self, found: CalibrationStats) -> None:
         """What a former run has saved."""
-        self._known[_digest(self.prepared)] = found
+        self._known[self._digest(self.prepared)] = found
 
     def stats_of(self, path: Path) -> CalibrationStats:
         """Range statistics of a model that takes the same inputs; one pass over all samples."""
-        key = _digest(path)
+        key = self._digest(path)
         if key not in self._known:
-            self._known[key] = calibrate(path, self.batches())
+            with apart(path) as light:
+                self._known[key] = calibrate(light, self.batches())
+            trim()
         return self._known[key]
 
     @property
     def captured(self) -> Captured:
         """Rows and channel ranges of everything a product reads, from a part of the samples."""
         if self._captured is None:
-            graph = ir_files.read(self.prepared).graph
-            self._captured = capture(self.prepared, sites(graph, find_groups(graph, ONNXRUNTIME_CPU)), self._feeds())
+            where, fixed = self._sites()  # the model itself is forgotten: its weights would be in memory twice
+            with apart(self.prepared) as light:
+                self._captured = capture(light, where, self._feeds(fixed))
+            trim()
         return self._captured
 
-    def _feeds(self) -> list[Feeds]:
+    def _sites(self) -> tuple[dict[str, Site], bool]:
+        """What products read, and whether the batch size is fixed."""
+        graph = ir_files.read(self.prepared).graph
+        fixed = any(isinstance(value.shape[0], int) for value in graph.inputs if value.shape)
+        return sites(graph, find_groups(graph, ONNXRUNTIME_CPU)), fixed
+
+    def _feeds(self, fixed: bool) -> Iterator[Feeds]:
         """Samples to take rows from, a few at a time: all tensors of a batch are in memory at once."""
-        fixed = any(isinstance(value.shape[0], int) for value in ir_files.read(self.prepared).graph.inputs if value.shape)
-        found: list[Feeds] = []
         seen = 0
         for batch in self.batches():
             if seen >= SAMPLES:
                 break
             count = len(batch.rows)
-            starts = [0] if fixed else range(0, count, AT_ONCE)
             step = count if fixed else AT_ONCE
-            found += [{name: values[start : start + step] for name, values in batch.feeds.items()} for start in starts]
+            for start in range(0, count, step):
+                yield {name: values[start : start + step] for name, values in batch.feeds.items()}
             seen += count
-        return found
+
+    def _digest(self, path: Path) -> str:
+        """Of a model with its external data: two that differ in weights alone may be the same file but for those.
+
+        A file that is as old and as large as before is not read again.
+        """
+        files = (path, *external_files(path))
+        key = tuple((file, *_age(file)) for file in files)
+        if key not in self._digests:
+            digest = hashlib.sha256()
+            for file in files:
+                with file.open("rb") as opened:
+                    while block := opened.read(1 << 20):
+                        digest.update(block)
+            self._digests[key] = digest.hexdigest()
+        return self._digests[key]
 
 
-def _digest(path: Path) -> str:
-    """Of a model with its external data: two that differ in weights alone may be the same file but for those."""
-    digest = hashlib.sha256()
-    for file in (path, *external_files(path)):
-        with file.open("rb") as opened:
-            while block := opened.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
+def _age(file: Path) -> tuple[int, int]:
+    found = file.stat()
+    return found.st_mtime_ns, found.st_size

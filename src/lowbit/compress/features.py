@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lowbit.compress.calibrate import _misfit, _one_more, _read, _session
+from lowbit.compress.sessions import misfit, one_more, open_session, read_model
 from lowbit.data.dataset import Dataset
 from lowbit.errors import DataError, ModelError
 from lowbit.graph import means, observe, probes
@@ -147,9 +147,9 @@ class _Pass:
 
     @classmethod
     def prepare(cls, path: Path, feeds: Feeds, threads: int) -> _Pass:
-        model = _read(path)
+        model = read_model(path)
         sizes = {name: feed.shape for name, feed in feeds.items()}
-        one, two = probes.infer(model, sizes), probes.infer(model, _one_more(model, sizes))
+        one, two = probes.infer(model, sizes), probes.infer(model, one_more(model, sizes))
         plan = observe.plan(one)
         shapes = means.per_sample(one, two, len(next(iter(feeds.values()))))
         types = {v.name: v.type.tensor_type.elem_type for v in [*one.graph.value_info, *one.graph.output]}
@@ -163,7 +163,8 @@ class _Pass:
         model, found = probes.instrument(model, plan, one, two, sample=False)
         outputs = means.add_means(model, wanted, shapes, types)
         fed = [name for name in plan.observed if name in feeds and feeds[name].dtype.kind == "f"]
-        return cls(_session(model, path, threads), [probe for probe in found if probe.tensor in shapes], outputs, fed)
+        session = open_session(model, path, threads, "with probes")
+        return cls(session, [probe for probe in found if probe.tensor in shapes], outputs, fed)
 
     def look(self, feeds: Feeds) -> tuple[Array, Array, Array]:
         """Values [n, F], low [n, T] and high [n, T] of one batch."""
@@ -171,7 +172,7 @@ class _Pass:
         try:
             out = dict(zip(names, self.session.run(names, feeds), strict=True))  # type: ignore[attr-defined]
         except Exception as error:  # onnxruntime's exceptions share no base class but Exception
-            raise _misfit(self.session, feeds, error) from error
+            raise misfit(self.session, feeds, error) from error
         columns = [_narrowed(np.asarray(out[name], np.float32), index) for index, name in enumerate(self.means.values())]
         self.blocks = np.repeat(np.arange(len(columns)), [part.shape[1] for part in columns])
         n = len(columns[0])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -80,7 +81,8 @@ def fit(
             rows = rows / np.swapaxes(product.by_channel(factors[product.site.tensor]), 0, 1)
         exact = product.matrices(constants[product.weight])
         grid = product.grid_of_rows(table[product.weight], constants[product.weight])
-        problem = _Problem(exact, grid, rows, round_trip(rows, table[keys.get(name, product.site.tensor)]), product.bias is not None)
+        seen = round_trip(rows, table[keys.get(name, product.site.tensor)])
+        problem = _Problem(exact, grid, rows, seen, product.bias is not None)
         way = problem.best()
         ways[name] = way
         quantized, shift = problem.solve(way.feedback, way.corrected, slice(None))
@@ -100,6 +102,11 @@ class _Problem:
     seen: Array
     has_bias: bool
 
+    @cached_property
+    def nearest(self) -> Array:
+        """The weights rounded to their nearest levels."""
+        return to_nearest(self.exact, self.grid)
+
     def best(self) -> Way:
         """The way with the least error on rows it was not fitted to."""
         half = len(self.rows) // 2
@@ -118,7 +125,7 @@ class _Problem:
     def solve(self, feedback: bool, corrected: bool, part: slice) -> tuple[Array, Array]:
         """Weights on their grid and what to add to the bias, from some of the rows."""
         rows, seen = self.rows[part], self.seen[part]
-        quantized = to_nearest(self.exact, self.grid)
+        quantized = self.nearest
         if feedback:
             moments = Moments.of(rows, seen)
             quantized = with_feedback(self.exact, self.grid, moments.centred() if corrected else moments, sweeps=SWEEPS)

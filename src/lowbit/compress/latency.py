@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lowbit.compress.allocate import FLOAT, Boundary, domain
+from lowbit.compress.allocate import FLOAT, Assignment, Boundary, Cost, domain
 from lowbit.errors import RunError
 from lowbit.graph.groups import Group
 from lowbit.graph.profiles import Profile as Target
@@ -189,6 +189,16 @@ def tabulate(layout: Layout, uniform: Mapping[str, Profiled], mixed: Profiled, c
     per_element = max(beyond, converting, 0.0) / numbers if numbers else 0.0
     boundaries = tuple(Boundary(first, second, per_element * elements.get(first, 0)) for first, second in layout.edges)
     return LatencyTable(seconds, per_element, boundaries, rest)
+
+
+def starting_with(form: str, points: Iterable[Assignment], damage: Cost, times: LatencyTable, layout: Layout) -> tuple[Assignment, ...]:
+    """A frontier with all groups in one format in front: that has been evaluated, and gives the predictions their unit.
+
+    The fastest point of a frontier is another where some groups are faster in floating point.
+    """
+    whole = {group.name: form for group in layout.groups}
+    first = Assignment(whole, sum(damage.get(pair, 0.0) for pair in whole.items()), times.predict(whole) - times.rest)
+    return (first, *(each for each in points if any(each.formats[name] != form for name in layout.products)))
 
 
 HALF = "every second product"

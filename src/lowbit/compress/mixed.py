@@ -3,7 +3,8 @@
 Predicted damages add up; real ones need not, and they are not in the budget's units. But more predicted damage is more real damage,
 so the frontier is a sorted list, and what is looked for is where it crosses the budget. Every evaluation says on which side a point
 lies, and corrects the prediction of all others. The next point is where the corrected prediction crosses the budget, moved only
-where plain bisection would otherwise no longer finish with the evaluations left.
+where plain bisection would otherwise no longer finish with the evaluations left. Once two neighbours enclose the budget, what
+evaluations are left go to points between them, if the caller can find any.
 
 Everything here is pure but for the `evaluate` that is handed in.
 """
@@ -46,12 +47,12 @@ class Step:
     """One evaluation of the search.
 
     Attributes:
-        point: Position on the frontier.
+        point: What was evaluated.
         expected: Damage that the prediction, corrected by what was known before, gave it.
         evidence: What it showed.
     """
 
-    point: int
+    point: Assignment
     expected: float
     evidence: Evidence
 
@@ -75,12 +76,17 @@ class Outcome:
     reason: str
 
 
+Between = Callable[[Assignment, Assignment], Sequence[Assignment]]
+"""Points of a frontier between two of it, the fastest first."""
+
+
 def mixed(
     frontier: Sequence[Assignment],
     evaluate: Callable[[Mapping[str, str]], Evidence],
     budget: float,
     most: int = MOST,
     known: Sequence[tuple[int, Evidence]] = (),
+    between: Between | None = None,
 ) -> Outcome:
     """Searches a frontier.
 
@@ -90,20 +96,40 @@ def mixed(
         budget: Most damage, in the units of the evidence.
         most: Most evaluations.
         known: (position, evidence) of points that have been evaluated before, such as the fastest one.
+        between: Finds more points, e.g. by `allocate.between`, for the evaluations that are left when neighbours enclose the budget.
     """
-    seen = dict(known)
+    points, seen = list(frontier), dict(known)
     steps: list[Step] = []
     while True:
-        over, holds = _bracket(len(frontier), seen, budget)
-        if reason := _done(frontier, over, holds, most - len(steps)):
+        over, holds = _bracket(len(points), seen, budget)
+        if between and len(steps) < most and 0 <= over == holds - 1 < len(points) - 1:
+            points, seen = _refined(points, seen, holds, between)
+            over, holds = _bracket(len(points), seen, budget)
+        if reason := _done(points, over, holds, most - len(steps)):
             break
-        expected = corrected([each.predicted_damage for each in frontier], seen, budget)
+        expected = corrected([each.predicted_damage for each in points], seen, budget)
         point = _next(expected, over, holds, budget, most - len(steps), fitted=bool(seen))
-        seen[point] = evaluate(frontier[point].formats)
-        steps.append(Step(point, expected[point], seen[point]))
-    found = holds < len(frontier)
+        seen[point] = evaluate(points[point].formats)
+        steps.append(Step(points[point], expected[point], seen[point]))
+    found = holds < len(points)
     cost = sum(step.evidence.cost for step in steps)
-    return Outcome(frontier[holds] if found else None, seen[holds] if found else None, tuple(steps), cost, reason)
+    return Outcome(points[holds] if found else None, seen[holds] if found else None, tuple(steps), cost, reason)
+
+
+def _refined(
+    points: list[Assignment], seen: dict[int, Evidence], holds: int, between: Between
+) -> tuple[list[Assignment], dict[int, Evidence]]:
+    """More points in front of the one that holds, and what has been seen at its new position."""
+    if not _gain(points[holds - 1], points[holds]) >= WORTH:
+        return points, seen
+    more = [each for each in between(points[holds - 1], points[holds]) if _gain(each, points[holds]) >= WORTH]
+    moved = {index + len(more) * (index >= holds): evidence for index, evidence in seen.items()}
+    return [*points[:holds], *more, *points[holds:]], moved
+
+
+def _gain(fast: Assignment, slow: Assignment) -> float:
+    """Share of the latency that the faster one saves."""
+    return 1 - fast.predicted_seconds / slow.predicted_seconds
 
 
 def corrected(predicted: Sequence[float], seen: Mapping[int, Evidence], budget: float) -> list[float]:
@@ -149,7 +175,7 @@ def _done(frontier: Sequence[Assignment], over: int, holds: int, left: int) -> s
     if left <= 0:
         return "The evaluations are used up."
     if holds < len(frontier):
-        gain = 1 - frontier[over + 1].predicted_seconds / frontier[holds].predicted_seconds
+        gain = _gain(frontier[over + 1], frontier[holds])
         if gain < WORTH:
             return f"At most {100 * gain:.1g} % of the latency is left to gain."
     return None

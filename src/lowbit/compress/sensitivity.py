@@ -17,13 +17,13 @@ import numpy as np
 
 from lowbit.compress.calibrate import CalibrationStats
 from lowbit.compress.damage import Judge, Kind, check_kind
+from lowbit.compress.sessions import open_session
 from lowbit.compress.spread import inclusion, systematic
 from lowbit.compress.switches import FLOATS, FORMAT, GROUP, Switched, switch
 from lowbit.errors import DataError, ModelError
 from lowbit.graph.place import Format
 from lowbit.graph.profiles import Profile
 from lowbit.quant.affine import levels
-from lowbit.quiet import no_telemetry
 from lowbit.types import Array, Feeds, RangeMethod
 
 Key = tuple[str, str]
@@ -100,7 +100,7 @@ def sensitivity(
         raise ModelError("There is nothing to measure: no product of the model can be quantized on this target, or no format was given.")
     samples = _Samples(batches, switched)
     plan = Plan.of(len(samples), len(switched.groups), formats, passes, kind, samples.fixed or 1)
-    runner = _Runner(_session(switched, prepared, threads))
+    runner = _Runner(open_session(switched.model, prepared, threads, "with switches"))
     chosen, weights = _choose(runner, samples, plan, kind, seed)
     return _measure(runner, switched, samples, chosen, weights, plan, kind, passes)
 
@@ -280,18 +280,3 @@ def _predict(measured: Mapping[Key, float], noise: Mapping[Key, float], plan: Pl
         known = (group, name) if (group, name) in measured else (group, plan.formats[0])
         found[group, name] = measured[known] * noise[group, name] / noise[known] if noise[known] else 0.0
     return found
-
-
-def _session(switched: Switched, prepared: Path, threads: int) -> Any:
-    no_telemetry()
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    options.enable_mem_pattern = False
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(prepared.resolve().parent))
-    try:
-        return onnxruntime.InferenceSession(switched.model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's exceptions share no base class but Exception
-        raise ModelError(f"onnxruntime cannot load '{prepared.name}' with switches: {str(error).splitlines()[0]}") from error

@@ -21,6 +21,7 @@ from lowbit.compress.equalize import equalize
 from lowbit.compress.evidence import Evidence
 from lowbit.compress.fit import Way, fit
 from lowbit.compress.products import Product, products, with_biases
+from lowbit.compress.sessions import write_apart
 from lowbit.compress.smooth import smooth
 from lowbit.errors import unknown
 from lowbit.graph import ir_files
@@ -87,11 +88,20 @@ def write_static(evidence: Evidence, out: Path, recipe: Recipe, target: Profile)
     return Made(placement, table, {**scaled, **smoothing}, ways)
 
 
+def write_scaled(evidence: Evidence, out: Path, recipe: Recipe, target: Profile) -> Path:
+    """Writes the FP32 model that a recipe's scaling leaves: what its sensitivity is measured on."""
+    model = ir_files.read(evidence.prepared)
+    if "equalize" in recipe.transforms:
+        _scale(model, evidence, recipe, target)
+    ir_files.write(model, out)
+    return out
+
+
 def _stats_of(model: ir.Model, evidence: Evidence, folder: Path) -> CalibrationStats:
     """Range statistics of a transformed model."""
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         transformed = Path(temporary) / "transformed.onnx"
-        ir_files.write(model, transformed)
+        write_apart(model, transformed)
         return evidence.stats_of(transformed)
 
 

@@ -1,44 +1,49 @@
 """Mixed precision for a model that integers alone cost too much: what the verdict `recover` tries first.
 
-The best static candidate over budget is taken apart: how much each product costs in accuracy (compress/sensitivity.py), how long it
-takes in each precision (compress/latency.py), and the fastest choices of what to leave in floating point (compress/allocate.py).
+The best static candidate over budget is taken apart: how much each product still costs in accuracy after the recipe's transforms
+(compress/transformed.py), how long it takes in each precision (compress/latency.py), and the fastest choices of what to leave in
+floating point (compress/allocate.py).
 At most five of them are evaluated end to end (compress/mixed.py). Each is a candidate like any other: journaled, gated, explained.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from lowbit.bundle.manifest import write_atomic
-from lowbit.compress.allocate import FLOAT, Assignment, frontier
+from lowbit.compress.allocate import FLOAT, between, frontier
+from lowbit.compress.calibrate import CalibrationStats
+from lowbit.compress.damage import Kind
 from lowbit.compress.explain import explain
-from lowbit.compress.latency import Layout, layout, measure_latency
+from lowbit.compress.latency import LatencyTable, Layout, Write, layout, measure_latency, starting_with
 from lowbit.compress.mixed import Evidence, mixed
 from lowbit.compress.quantize import quantize
-from lowbit.compress.sensitivity import Sensitivity, sensitivity
+from lowbit.compress.sensitivity import Sensitivity
+from lowbit.compress.transformed import transformed_sensitivity
 from lowbit.errors import LowbitError
 from lowbit.graph import ir_files
 from lowbit.graph.groups import Group, find_groups
-from lowbit.graph.place import Format
 from lowbit.graph.profiles import profile, target_of
+from lowbit.measure.slices import HARDEST
 from lowbit.pipeline.context import Context
-from lowbit.pipeline.judge import FAR
+from lowbit.pipeline.judge import FAR, guards
 from lowbit.pipeline.plan import Plan
 from lowbit.pipeline.score import recipe_of
 from lowbit.pipeline.screen import QuickTimes
 from lowbit.pipeline.search import calibration, calibration_batches, try_candidate
 from lowbit.recipe import Recipe
 from lowbit.runtimes import registry
-from lowbit.types import Candidate, Policy, Tuning
+from lowbit.types import Candidate, Comparison, Policy, Tuning
 
 MIXED = "int8-mixed"
 """Recipes made here are called this and a number."""
 
 INTEGER = "w8a8"
-KINDS = {"classification": "classes", "embedding": "embedding"}
+KINDS: Mapping[str, Kind] = {"classification": "classes", "embedding": "embedding"}
 """What the sensitivity of a task is measured by; squared error where none is named."""
 
 
@@ -56,18 +61,35 @@ def recover(context: Context, quick: QuickTimes) -> None:
 
 
 def worth_recovering(candidates: Iterable[Candidate], policy: Policy) -> Candidate | None:
-    """The static integer candidate with the least drop, where all are over budget and that one by less than `FAR` times. Pure."""
+    """The static integer candidate that is least over its limits, where all are over and that one by less than `FAR` times. Pure."""
     integer = [
         each
         for each in candidates
         if each.precision == "int8" and each.status == "done" and each.search is not None and each.search.broken is None
     ]
-    drops = {each.id: each.search.delta.value for each in integer if each.search is not None}
-    if not drops or min(drops.values()) <= policy.max_drop.value:
+    over = {each.id: overrun(each.search, policy) for each in integer if each.search is not None}
+    if not over or min(over.values()) <= 1:
         return None
     static = [each for each in integer if each.recipe.startswith(("int8-fitted", "int8-smoothed", "int8-static"))]
-    best = min(static, key=lambda each: drops[each.id], default=None)
-    return best if best is not None and drops[best.id] <= FAR * policy.max_drop.value else None
+    best = min(static, key=lambda each: over[each.id], default=None)
+    return best if best is not None and over[best.id] <= FAR else None
+
+
+def overrun(evidence: Comparison, policy: Policy) -> float:
+    """How many times its limit the worst of the metric, the guards and the slices is; at most 1 where all hold. Pure.
+
+    Slices count as in the judgement: by the end of their interval that is certain, and the hardest tenth only beyond `FAR` times.
+    """
+    budget = policy.max_drop.value
+    limits = [(evidence.delta.value, budget), *((delta.value, limit) for delta, limit in guards(evidence, policy).values())]
+    limits += [(each.delta.ci_low, budget * (FAR if each.name == HARDEST else 1)) for each in evidence.slices]
+    return max(_times(value, limit) for value, limit in limits)
+
+
+def _times(value: float, limit: float) -> float:
+    if limit > 0:
+        return value / limit
+    return math.inf if value > 0 else 0.0
 
 
 def _search(context: Context, quick: QuickTimes, base: Candidate) -> None:
@@ -76,14 +98,15 @@ def _search(context: Context, quick: QuickTimes, base: Candidate) -> None:
     target = profile(target_of(base.runtime))
     graph = ir_files.read(context.store.prepared).graph
     groups = layout(graph, find_groups(graph, target), target)
-    found = _sensitivity(context, recipe, base.runtime)
+    found, stats = _sensitivity(context, recipe, base.runtime)
     context.reporter.note(f"Sensitivity of {len(groups.products)} products: {found.passes:.1f} passes over {found.samples} samples.")
-    write_layers(context, base, recipe, found, groups.groups)
+    write_layers(context, base, recipe, found, stats, groups.groups)
     batch = max(context.policy.batch)
     times = measure_latency(
         groups, [INTEGER], _writer(context, recipe, base.runtime), base.runtime, context.sample(batch), batch=batch, tuning=tuning
     )
-    points = frontier(dict(found.damage), times.seconds, times.boundaries)
+    costs = dict(found.damage), times.seconds, times.boundaries
+    points = starting_with(INTEGER, frontier(*costs), costs[0], times, groups)
     count = 0
 
     def evaluate(formats: Mapping[str, str]) -> Evidence:
@@ -93,35 +116,39 @@ def _search(context: Context, quick: QuickTimes, base: Candidate) -> None:
         own = replace(recipe, name=f"{MIXED}-{count}", formats=kept)
         suffix = "" if tuning.precision == "f32" else f"+{tuning.precision}"
         candidate = try_candidate(context, Plan(f"{own.name}{suffix}@{base.runtime}", own, base.runtime, tuning, own.precision), quick)
-        candidate = replace(candidate, reasons=(*candidate.reasons, explained(points, formats, groups)))
+        candidate = replace(candidate, reasons=(*candidate.reasons, explained(formats, groups, times)))
         context.record("candidate", candidate=candidate)
         context.reporter.candidate(candidate)
         if candidate.search is None or candidate.search.broken is not None:
-            return Evidence(FAR * context.policy.max_drop.value)
-        return Evidence(candidate.search.delta.value)
+            return Evidence(FAR)
+        return Evidence(overrun(candidate.search, context.policy))
 
-    outcome = mixed(points, evaluate, context.policy.max_drop.value)
+    assert base.search is not None, "only what was evaluated is worth recovering"
+    known = [(0, Evidence(overrun(base.search, context.policy)))]
+    outcome = mixed(points, evaluate, budget=1.0, known=known, between=lambda fast, slow: between(*costs, fast, slow))
     context.reporter.note(f"Mixed precision: {outcome.reason} {outcome.cost:.1f} evaluations.")
 
 
-def write_layers(context: Context, base: Candidate, recipe: Recipe, found: Sensitivity, groups: Sequence[Group]) -> None:
+def write_layers(
+    context: Context, base: Candidate, recipe: Recipe, found: Sensitivity, stats: CalibrationStats, groups: Sequence[Group]
+) -> None:
     """Leaves in the folder of the candidate that was taken apart what each of its layers suffers, for the report."""
     assert recipe.ranges is not None
     shared = recipe.weights.granularity == "per-tensor"
-    layers = explain(found, groups, calibration(context).stats, format_name=INTEGER, ranges=recipe.ranges, shared=shared)
+    layers = explain(found, groups, stats, format_name=INTEGER, ranges=recipe.ranges, shared=shared)
     write_atomic(context.store.candidate(base.id) / "layers.json", json.dumps(layers.to_json(), indent=1, allow_nan=False) + "\n")
 
 
-def explained(points: Iterable[Assignment], formats: Mapping[str, str], groups: Layout) -> str:
+def explained(formats: Mapping[str, str], groups: Layout, times: LatencyTable) -> str:
     """What is left in floating point, and what that costs by the prediction, in a sentence."""
-    points = list(points)
     kept = [name for name in groups.products if formats[name] == FLOAT]
-    chosen = next(point for point in points if point.formats == formats)
-    slower = chosen.predicted_seconds / points[0].predicted_seconds - 1
+    slower = times.predict(formats) / times.predict(dict.fromkeys(formats, INTEGER)) - 1
     named = ", ".join(kept[:3]) + (f" and {len(kept) - 3} more" if len(kept) > 3 else "")
     if not kept:
         return f"All {len(groups.products)} products are integers: the fastest choice by measured group times."
-    return f"{len(kept)} of {len(groups.products)} products stay in floating point ({named}); predicted to take {slower:+.0%} of the time."
+    share = f"{abs(slower):.0%} {'more' if slower > 0 else 'less'}"
+    said = f"{len(kept)} of {len(groups.products)} products stay in floating point ({named})"
+    return f"{said}; predicted to take {share} time than all integers."
 
 
 def _tuning(context: Context, base: Candidate) -> Tuning:
@@ -131,21 +158,18 @@ def _tuning(context: Context, base: Candidate) -> Tuning:
     return half[0] if half else base.tuning
 
 
-def _sensitivity(context: Context, recipe: Recipe, runtime: str) -> Sensitivity:
-    assert recipe.activations is not None
-    assert recipe.ranges is not None
-    return sensitivity(
-        context.store.prepared,
+def _sensitivity(context: Context, recipe: Recipe, runtime: str) -> tuple[Sensitivity, CalibrationStats]:
+    return transformed_sensitivity(
+        calibration(context),
+        recipe,
         profile(target_of(runtime)),
-        {INTEGER: Format(recipe.weights, recipe.activations)},
-        calibration(context).stats,
+        INTEGER,
         [batch.feeds for batch in calibration_batches(context)],
-        kind=KINDS.get(context.metric.task, "values"),  # type: ignore[arg-type]
-        ranges=recipe.ranges,
+        kind=KINDS.get(context.metric.task, "values"),
     )
 
 
-def _writer(context: Context, recipe: Recipe, runtime: str):  # type: ignore[no-untyped-def]
+def _writer(context: Context, recipe: Recipe, runtime: str) -> Write:
     """Artifacts for timing: transforms change no kernel, so they are left out."""
 
     def write(formats: Mapping[str, str]) -> Path:

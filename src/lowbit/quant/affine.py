@@ -136,9 +136,7 @@ def quantize(values: Array, params: Affine) -> Array:
     Returns:
         [...] in the narrowest numpy integer that holds the type.
     """
-    bottom, top = levels(params.dtype, params.symmetric)
-    scale, zero = aligned(params, values.shape)
-    grid = np.clip(np.rint(values / scale) + zero, bottom, top)
+    grid, _, _ = _on_grid(values, params)
     return grid.astype(_container(params.dtype))
 
 
@@ -149,8 +147,22 @@ def dequantize(grid: Array, params: Affine) -> Array:
 
 
 def round_trip(values: Array, params: Affine) -> Array:
-    """What is left of the values once they have been quantized, float32 [...]."""
-    return dequantize(quantize(values, params), params)
+    """What is left of the values once they have been quantized, float32 [...]; the same as `dequantize` of `quantize`."""
+    grid, scale, zero = _on_grid(values, params)
+    grid -= zero
+    grid *= scale
+    return grid.astype(np.float32, copy=False)
+
+
+def _on_grid(values: Array, params: Affine) -> tuple[Array, Array, Array]:
+    """Levels as floats [...], a new array, with scale and zero point as they broadcast. 16 bits and less are exact in float32."""
+    scale, zero = aligned(params, values.shape)
+    grid = np.asarray(values / scale)
+    zero = zero.astype(grid.dtype)
+    np.rint(grid, out=grid)
+    grid += zero
+    np.clip(grid, *levels(params.dtype, params.symmetric), out=grid)
+    return grid, scale, zero
 
 
 def _container(dtype: str) -> np.dtype[np.generic]:

@@ -80,10 +80,13 @@ def patches(
     axes = len(kernel)
     if not x.ndim - 2 == axes == len(strides) == len(dilations) == len(pads) // 2 == positions.shape[1] - 1:
         raise UsageError(f"An input of shape {x.shape} has {x.ndim - 2} spatial axes, the kernel {tuple(kernel)} has {axes}.")
-    padded = np.pad(x, [(0, 0), (0, 0), *((pads[d], pads[axes + d]) for d in range(axes))]) if any(pads) else x
     taps: list[Any] = [positions[:, 0].reshape(-1, *(1 for _ in range(axes))), slice(None)]
-    for d in range(axes):
-        index = positions[:, 1 + d, None] * strides[d] + np.arange(kernel[d]) * dilations[d]  # [R, kernel]
-        taps.append(index.reshape(len(positions), *(kernel[d] if e == d else 1 for e in range(axes))))
-    found = padded[tuple(taps)]  # indexed axes come first: [R, *kernel, C]
+    inside: Any = True
+    for d in range(axes):  # the whole input is not padded for a few rows: what lies outside is set to zero afterwards
+        index = positions[:, 1 + d, None] * strides[d] - pads[d] + np.arange(kernel[d]) * dilations[d]  # [R, kernel]
+        index = index.reshape(len(positions), *(kernel[d] if e == d else 1 for e in range(axes)))
+        inside = inside & (index >= 0) & (index < x.shape[2 + d])
+        taps.append(index.clip(0, x.shape[2 + d] - 1))
+    found = x[tuple(taps)]  # indexed axes come first: [R, *kernel, C]
+    found[~np.broadcast_to(inside, found.shape[:-1])] = 0
     return np.ascontiguousarray(np.moveaxis(found, -1, 1)).reshape(len(positions), -1)

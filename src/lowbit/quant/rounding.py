@@ -70,7 +70,13 @@ class Levels:
 
 def to_nearest(weights: Array, grid: Affine) -> Array:
     """The plain choice: each weight to its nearest level; float32, the shape of `weights`."""
-    return Levels.of(grid, weights.shape).nearest(weights).astype(np.float32)
+    scale, zero = aligned(grid, weights.shape)
+    steps = np.rint(weights / scale.astype(np.float64))
+    steps += zero
+    np.clip(steps, *levels(grid.dtype, grid.symmetric), out=steps)
+    steps -= zero
+    steps *= scale
+    return steps.astype(np.float32)
 
 
 def with_feedback(
