@@ -20,7 +20,22 @@ from conftest import missing
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "lowbit"
 
-ROOMS = ("cli", "pipeline", "bundle", "compress", "measure", "runtimes", "graph", "data", "quant", "recipe", "types", "errors")
+ROOMS = (
+    "cli",
+    "pipeline",
+    "bundle",
+    "train",
+    "compress",
+    "measure",
+    "runtimes",
+    "graph",
+    "frontends",
+    "data",
+    "quant",
+    "recipe",
+    "types",
+    "errors",
+)
 """Each may import those after it, and itself."""
 FREE = ("__init__", "quiet")
 """The version, and a module that imports nothing of ours: anyone may."""
@@ -38,9 +53,11 @@ HEAVY = (
     "PIL",
     "pydantic",
     "transformers",
+    "safetensors",
+    "tokenizers",
     "pynvml",
 )
-TOP_LEVEL = {"bundle": {"pydantic"}}
+TOP_LEVEL = {"bundle": {"pydantic"}, "train": {"torch"}}
 """Rooms that are made of a library: it may stand at the top of their files."""
 
 FILES = sorted(SOURCE.rglob("*.py"))

@@ -1,0 +1,1 @@
+"""Training on the graph that ships: the torch twin of an ONNX file."""
