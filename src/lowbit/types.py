@@ -42,6 +42,38 @@ class TensorInfo:
 
 
 @dataclass(frozen=True)
+class Parity:
+    """How close an exported model is to what it was exported from, on the same real samples.
+
+    Attributes:
+        n: Samples.
+        max_abs: Largest difference of any number in any output.
+        max_rel: The same over the largest magnitude of that output.
+        agreement: Share of rows whose largest value is at the same place; None where a row has one value.
+    """
+
+    n: int
+    max_abs: float
+    max_rel: float
+    agreement: float | None
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a model was before it became an ONNX file.
+
+    Attributes:
+        format: "pytorch", "pt2" or "huggingface".
+        name: Of the class, the function, the file or the folder, never a path.
+        parity: The exported file against it; None before it was checked.
+    """
+
+    format: str
+    name: str
+    parity: Parity | None = None
+
+
+@dataclass(frozen=True)
 class Model:
     """A lazy handle on an ONNX model on disk. The file is never changed.
 
@@ -53,6 +85,7 @@ class Model:
         parameters: Number of weights.
         size_bytes: The file with its external data.
         opset: Version of the default operator set.
+        origin: What it was exported from; None where it was given as ONNX.
     """
 
     path: Path
@@ -62,6 +95,7 @@ class Model:
     parameters: int
     size_bytes: int
     opset: int
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True)
@@ -157,6 +191,7 @@ class Measurement:
         rounds: Rounds the medians come from.
         noisy: True when the rounds disagree too much to call.
         tuning: What the runtime was asked for.
+        tokens: Sequence length of the samples where that was varied.
     """
 
     batch: int
@@ -168,6 +203,7 @@ class Measurement:
     rounds: int
     noisy: bool
     tuning: Tuning
+    tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -330,6 +366,7 @@ class Candidate:
         peak_memory_bytes: Of a fresh process that loads and runs it at the largest batch size.
         reasons: What happened to it, in sentences.
         artifact: Path relative to the bundle, None once pruned or never made.
+        by_length: The same at several sequence lengths; of the chosen one, for text.
     """
 
     id: str
@@ -346,6 +383,7 @@ class Candidate:
     energy: Energy | None = None
     reasons: tuple[str, ...] = ()
     artifact: str | None = None
+    by_length: tuple[Measurement, ...] = ()
 
     @property
     def evidence(self) -> Comparison | None:

@@ -147,7 +147,7 @@ def test_every_field_that_the_contract_names_is_there() -> None:
     assert {"schema", "lowbit_version", "created", "command", "source", "data", "environment", "policy", "baseline", "candidates"} <= set(
         raw
     )
-    assert set(raw["source"]) == {"path", "sha256", "format", "parameters", "size_bytes"}
+    assert set(raw["source"]) == {"path", "sha256", "format", "parameters", "size_bytes", "exported_from"}
     assert {"cpu", "cores", "isa", "memory_bytes", "accelerator", "versions"} <= set(raw["environment"])
     assert {"task", "metric", "max_drop", "confidence", "objective", "batch"} <= set(raw["policy"])
     fields = (

@@ -81,7 +81,7 @@ class Bundle:
             return None
         from lowbit.data.preprocess import Preprocess
 
-        return Preprocess.from_yaml((self.folder / self.manifest.preprocess).read_text(encoding="utf-8"))
+        return Preprocess.load(self.folder / self.manifest.preprocess)
 
     def session(
         self, runtime: str | None = None, batch: int | None = None, *, candidate: str | None = None, preprocess: bool = False
@@ -207,10 +207,21 @@ class BundleSession:
         samples = raw if isinstance(raw, list | tuple) else [raw]
         if not samples:
             raise DataError("There is no sample to predict.", "Give one raw sample or a list of them.")
-        batch = self._preprocess.batch(samples)
+        batch = self._prepared(samples)
         size = self.inputs[0].shape[0] if self.inputs[0].shape else None
-        parts = [self._session.run(self._feeds(part)) for part in _parts(batch, size if isinstance(size, int) else None)]
-        return {name: np.concatenate([part[name] for part in parts])[: len(batch)] for name in parts[0]}
+        split = {name: _parts(values, size if isinstance(size, int) else None) for name, values in batch.items()}
+        parts = [self._session.run(self._feeds(dict(zip(split, values, strict=True)))) for values in zip(*split.values(), strict=True)]
+        return {name: np.concatenate([part[name] for part in parts])[: len(samples)] for name in parts[0]}
+
+    def _prepared(self, samples: Any) -> Feeds:
+        assert self._preprocess is not None, "predict asks first"
+        if self._preprocess.text is not None:
+            return self._preprocess.text.feeds(samples, self.inputs)
+        batch = self._preprocess.batch(samples)
+        if len(self.inputs) != 1:
+            names = ", ".join(info.name for info in self.inputs)
+            raise DataError(f"One array was given, and the model has {len(self.inputs)} inputs: {names}.", "Give a dict by input name.")
+        return {self.inputs[0].name: batch}
 
     def close(self) -> None:
         """Frees the model."""

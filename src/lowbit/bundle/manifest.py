@@ -139,6 +139,7 @@ def build_manifest(
             "format": "onnx",
             "parameters": model.parameters,
             "size_bytes": model.size_bytes,
+            "exported_from": asdict(model.origin) if model.origin else None,
         },
         "decision": {key: value for key, value in asdict(decision).items() if key != "judgements"},
         "model": {"artifact": artifact, "inputs": [asdict(t) for t in model.inputs], "outputs": [asdict(t) for t in model.outputs]},

@@ -73,12 +73,26 @@ class TensorEntry(Entry):
     dtype: str = Field(description="numpy's name, e.g. float32.")
 
 
+class ParityEntry(Entry):
+    n: Count
+    max_abs: float = Field(description="Largest difference of any number in any output.")
+    max_rel: float = Field(description="The same over the largest magnitude of that output.")
+    agreement: float | None = Field(ge=0, le=1, description="Rows whose largest output is the same; null where a row has one number.")
+
+
+class OriginEntry(Entry):
+    format: Literal["pytorch", "pt2", "huggingface"]
+    name: BaseName
+    parity: ParityEntry | None = Field(description="The ONNX file against it, on real samples.")
+
+
 class SourceEntry(Entry):
     path: BaseName
-    sha256: Digest = Field(description="Of the model as it was given, external data included.")
+    sha256: Digest = Field(description="Of the model as it was given, external data included; of the exported file where it was no ONNX.")
     format: str = "onnx"
     parameters: Count
     size_bytes: Count
+    exported_from: OriginEntry | None = Field(default=None, description="What the ONNX file was exported from; null where it was given.")
 
 
 class CalibrationEntry(Entry):
@@ -164,6 +178,7 @@ class MeasurementEntry(Entry):
     rounds: int
     noisy: bool
     tuning: TuningEntry
+    tokens: int | None = Field(default=None, description="Sequence length, where that was varied.")
 
 
 class EnergyEntry(Entry):
@@ -252,6 +267,7 @@ class CandidateEntry(Entry):
     artifact: RelativePath | None
     search: ComparisonEntry | None = Field(description="On the samples that the search may look at.")
     confirm: ComparisonEntry | None = Field(description="On the confirming samples; finalists alone have one.")
+    by_length: tuple[MeasurementEntry, ...] = Field(default=(), description="Of what was chosen, at several sequence lengths.")
 
     @property
     def comparison(self) -> ComparisonEntry | None:

@@ -13,8 +13,10 @@ from lowbit.types import Budget
 
 NONE = "–"
 _PERCENT = {"top1", "top5", "accuracy", "balancedaccuracy", "macrof1", "f1", "agreement", "falsepositiverate", "fpr", "precision", "recall"}
+_PERCENT |= {"tokenf1", "tokenaccuracy", "exactmatch", "spanf1"}
 _PERCENT |= {"map", "ap50", "boxf1", "boxiou"}
 _NAMES = {"top1": "top-1", "top5": "top-5", "macrof1": "macro-F1", "rmse": "RMSE", "mae": "MAE", "r2": "R²", "kl": "KL"}
+_NAMES |= {"tokenf1": "token F1", "spanf1": "span F1", "exactmatch": "exact match"}
 _NAMES |= {"fpr": "false-positive rate", "map": "mAP", "ap50": "AP50", "boxf1": "box F1", "boxiou": "box IoU"}
 
 

@@ -11,7 +11,16 @@ import click
 
 from lowbit.cli.options import output
 
-EXTRAS = {"openvino": "openvino", "nncf": "nncf", "detection": "pycocotools", "parquet": "pyarrow", "nvml": "pynvml"}
+EXTRAS = {
+    "openvino": "openvino",
+    "nncf": "nncf",
+    "detection": "pycocotools",
+    "parquet": "pyarrow",
+    "nvml": "pynvml",
+    "text": "tokenizers",
+    "torch": "torch",
+    "huggingface": "transformers",
+}
 """Extra -> the module that it brings."""
 
 

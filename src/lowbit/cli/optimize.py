@@ -15,6 +15,18 @@ from lowbit.cli.options import Duration, Numbers, budget_options, data_options, 
 @click.argument("model", type=click.Path(path_type=Path))
 @data_options
 @budget_options
+@click.option(
+    "--weights", type=click.Path(path_type=Path), metavar="FILE", help="Checkpoint (.pt, .pth, .safetensors) for package.module:function."
+)
+@click.option(
+    "--example-shape",
+    "example_shapes",
+    type=Numbers(),
+    multiple=True,
+    metavar="SHAPE",
+    help="One sample of a PyTorch model's input, e.g. 3,224,224; from the data where not given. Repeatable.",
+)
+@click.option("--allow-pickle", is_flag=True, help="Let --weights or a .pt2 file run the code that is in it. Only for files you trust.")
 @click.option("--calibration", metavar="PATH", help="Samples to calibrate on; a part of --data where not given.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="The bundle's folder.  [default: build/MODEL]")
 @click.option(
@@ -42,13 +54,15 @@ from lowbit.cli.options import Duration, Numbers, budget_options, data_options, 
 @click.option("--force", is_flag=True, help="Start anew: replace what an earlier run left in --out.")
 @output
 def command(model: Path, data: str, form: str, max_latency: float | None, time_limit: float | None, **options: Any) -> None:
-    """Find the smallest, fastest version of MODEL (.onnx) that stays within the accuracy budget here.
+    """Find the smallest, fastest version of MODEL that stays within the accuracy budget here.
 
+    MODEL is an .onnx file, a Hugging Face folder, a .pt2 program, or package.module:function that builds a torch.nn.Module.
     The same command resumes an interrupted search.
 
     \b
     lowbit optimize resnet50.onnx --data val/ --max-drop 1%
     lowbit optimize fraud.onnx --data transactions.csv --max-drop 0.5pp --max-latency 60ms
+    lowbit optimize nets.resnet:build --weights best.pt --data val/ --max-drop 1pp
     """
     from lowbit.cli.live import reporter_for
     from lowbit.cli.show import show_result

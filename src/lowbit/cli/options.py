@@ -56,13 +56,15 @@ def data_options(command: Command) -> Command:
                 "--data",
                 required=True,
                 metavar="PATH",
-                help="Folder of images, .npz, .csv, .parquet, .jsonl, COCO .json, or module:callable.",
+                help="Folder of images, .npz, .csv, .tsv, .parquet, .jsonl, COCO .json, or module:callable.",
             ),
             click.option("--preprocess", metavar="PRESET|YAML", help="How samples become inputs; inferred where not given."),
             click.option("--target", metavar="COLUMN", help="Column with the label of tabular data.  [default: the last]"),
             click.option("--slice", "slices", multiple=True, metavar="COLUMN", help="Also score every value of this column. Repeatable."),
             click.option(
-                "--task", metavar="TASK", help="classification, detection, regression, embedding or fidelity; inferred where not given."
+                "--task",
+                metavar="TASK",
+                help="classification, tokens, span, detection, regression, embedding or fidelity; inferred where not given.",
             ),
             click.option("--metric", metavar="METRIC", help="What the budget is about, e.g. top1, rmse, or module:callable."),
             click.option("--limit", type=click.IntRange(1), metavar="N", help="Read the first N samples only."),

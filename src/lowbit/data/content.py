@@ -15,6 +15,7 @@ import numpy as np
 
 from lowbit.data.preprocess import as_numbers
 from lowbit.data.steps import Raw, decode, file_bytes, is_image
+from lowbit.data.text import Words
 from lowbit.types import Array
 
 
@@ -59,6 +60,9 @@ def hash_blocks(blocks: Mapping[str, Array | Sequence[Raw]], n: int) -> tuple[Ar
 
 def _update(hasher: blake2b, name: str, value: Raw) -> bool:
     """Adds one value to a hash; False where it holds NaN or inf."""
+    if isinstance(value, Words):
+        hasher.update(f"{name}\0text\0".encode() + value.content)
+        return True
     if is_image(value) and not hasattr(value, "getbands"):
         data = file_bytes(value)
         decode(data, probe=True)

@@ -17,6 +17,7 @@ from lowbit.data.preprocess import Preprocess, as_numbers
 from lowbit.data.records import gather
 from lowbit.data.source import Source
 from lowbit.data.steps import Raw, Unreadable, is_image
+from lowbit.data.texts import KEY
 from lowbit.errors import DataError
 from lowbit.types import Array, Batch, Feeds, TensorInfo
 
@@ -137,6 +138,9 @@ class Dataset:
 
 def prepare_raw(raw: Mapping[str, Any], inputs: Sequence[TensorInfo], preprocess: Preprocess, name_of: Any = "sample {}".format) -> Feeds:
     """Raw values by input, as the model takes them: the main input preprocessed, the others cast."""
+    if preprocess.text is not None:
+        tokens = preprocess.text.feeds(raw[KEY], inputs)
+        return {info.name: fit(tokens[info.name], info) for info in inputs}
     main = main_input(inputs)
     feeds: Feeds = {}
     for info in inputs:
@@ -163,6 +167,8 @@ def prepare(samples: Sequence[Raw], inputs: Sequence[TensorInfo], preprocess: Pr
     """
     if not samples:
         raise DataError("There is no sample to prepare.", "Give at least one.")
+    if preprocess.text is not None:
+        return prepare_raw({KEY: samples}, inputs, preprocess)
     if len(inputs) == 1:
         name = inputs[0].name
         named = name not in preprocess.columns  # else that key is one column of a row

@@ -20,6 +20,7 @@ from lowbit.data.records import open_jsonl
 from lowbit.data.resolve import infer
 from lowbit.data.source import Request, Source
 from lowbit.data.tables import open_table
+from lowbit.data.texts import TextSource, open_texts
 from lowbit.errors import DataError, LowbitError, UsageError
 from lowbit.types import Array, TensorInfo
 
@@ -95,7 +96,10 @@ def _open(spec: str | Path | Mapping[str, Array], request: Request) -> Source:
     if isinstance(spec, Mapping):
         return from_arrays("arrays", spec, request)
     path = Path(spec)
+    text = request.preprocess is not None and request.preprocess.text is not None
     try:
+        if path.is_file() and text:
+            return open_texts(path, request)
         if path.is_dir():
             return open_annotated(path, request) or open_folder(path, request)
         if path.is_file():
@@ -123,6 +127,11 @@ def _settle(source: Source, row: int, request: Request) -> Preprocess:
     """The preprocessing with nothing left open, from the first readable sample."""
     main = main_input(request.inputs)
     given = request.preprocess
+    if given is not None and given.text is not None:
+        if isinstance(source, TextSource):
+            return replace(given, text=source.text)
+        # Samples that are tokens already, say: the preprocessing is for what comes later, when it is served.
+        raise UsageError("The preprocessing is for text, and the data is not a file of text.", "Give .tsv, .csv, .jsonl or .parquet.")
     if main is None:
         if given is not None and (given.mean or given.std or given.scale not in ("auto", 1.0) or given.kind == "image"):
             wants = "; ".join(describe_input(info) for info in request.inputs)

@@ -2,7 +2,7 @@
 
 It is written into the bundle, so that serving applies the very same steps. In YAML:
 
-    kind: image            # or array: numbers, also the rows of a table
+    kind: image            # array: numbers, also the rows of a table; text: see `lowbit.data.text`
     resize: 256            # short side; [h, w] for exactly that; null for none; auto: crop * 256/224
     crop: [224, 224]       # from the centre; null for none; auto: the model's own size
     letterbox: [416, 416]  # instead of resize and crop: the whole image, its shape kept, the rest filled up; auto: the model's size
@@ -35,12 +35,13 @@ from lowbit.data import steps
 from lowbit.data.boxes import Boxes
 from lowbit.data.geometry import Frame, Letterbox, frame_of
 from lowbit.data.steps import Raw, Size
+from lowbit.data.text import FILE, Text
 from lowbit.errors import DataError, UsageError, unknown
 from lowbit.types import Array, TensorInfo
 
 Auto = Literal["auto"]
 _CHOICES = {
-    "kind": ("auto", "image", "array"),
+    "kind": ("auto", "image", "array", "text"),
     "interpolation": ("bilinear", "bicubic"),
     "channels": ("auto", "rgb", "bgr", "grey"),
     "layout": ("auto", "nchw", "nhwc", "nhw"),
@@ -53,7 +54,7 @@ class Preprocess:
     """The steps, in the order in which they are applied; see the module's text for the YAML.
 
     Attributes:
-        kind: "image", "array", or "auto": follows from the model and the data.
+        kind: "image", "array", "text", or "auto": follows from the model and the data.
         resize: Short side in pixels, (height, width), None, or "auto".
         crop: (height, width), None, or "auto".
         letterbox: Instead of resize and crop: the whole image, its aspect ratio kept, the rest filled up.
@@ -70,6 +71,7 @@ class Preprocess:
         target_mean: Labels become (label - target_mean) / target_std.
         target_std: See `target_mean`.
         boxes: What the outputs of a detector mean; None where the model is none.
+        text: How text becomes tokens; None where samples are no text.
         note: What was inferred, in words.
     """
 
@@ -90,6 +92,7 @@ class Preprocess:
     target_mean: float | None = None
     target_std: float | None = None
     boxes: Boxes | None = None
+    text: Text | None = None
     note: str = ""
 
     def __post_init__(self) -> None:
@@ -102,6 +105,8 @@ class Preprocess:
             raise UsageError(
                 f"The preprocessing has {len(self.mean)} means and {len(self.std)} standard deviations.", "Give as many of each."
             )
+        if (self.kind == "text") != (self.text is not None):
+            raise UsageError("Preprocessing with `kind: text` has a section `text`, and no other has.")
         if self.letterbox is not None and not (self.resize in (None, "auto") and self.crop in (None, "auto")):
             raise UsageError("The preprocessing has both `letterbox` and `resize` or `crop`.", "Leave one of them out.")
 
@@ -129,20 +134,24 @@ class Preprocess:
         if path.suffix not in (".yaml", ".yml") and not path.is_file():
             raise unknown("preprocessing (a preset or a .yaml file)", spec, PRESETS)
         try:
-            return cls.from_yaml(path.read_text(encoding="utf-8"))
+            return cls.from_yaml(path.read_text(encoding="utf-8"), path.parent)
         except (OSError, ValueError) as error:
             raise UsageError(f"The preprocessing file '{path.name}' cannot be read: {error}") from error
 
     @classmethod
-    def from_yaml(cls, text: str) -> Preprocess:
+    def from_yaml(cls, text: str, folder: Path | None = None) -> Preprocess:
         """Reads what `to_yaml` wrote, or what a person did.
+
+        Args:
+            text: The YAML.
+            folder: Where it is, and with it the files that it names (a tokenizer).
 
         Raises:
             UsageError: not YAML, an unknown key, or a value that is not allowed.
         """
         from lowbit.data.preprocess_yaml import parse
 
-        return parse(cls, text)
+        return parse(cls, text, folder)
 
     def to_yaml(self) -> str:
         """Every value that is not `auto` or empty; `from_yaml` gives back an equal object."""
@@ -154,6 +163,10 @@ class Preprocess:
         if out.get("scale") == 1 / 255:
             out["scale"] = "1/255"
         return yaml.safe_dump(out, sort_keys=False, width=1000, default_flow_style=None)
+
+    def files(self) -> dict[str, str]:
+        """Files that belong beside the YAML: name -> content."""
+        return {} if self.text is None else {FILE: self.text.tokenizer}
 
     def __call__(self, sample: Raw) -> Array:
         """One raw sample as the model takes it, without the batch axis.
@@ -181,6 +194,8 @@ class Preprocess:
         """
         from lowbit.data.fit import cast, stack
 
+        if self.kind == "text":
+            raise UsageError("Text becomes several arrays.", "Use lowbit.data.prepare(samples, inputs, preprocess).")
         if self.kind == "auto":
             raise UsageError("This preprocessing is not settled yet.", "Call `resolve` with the model's input first.")
         if self.kind == "array":
@@ -278,6 +293,8 @@ class Preprocess:
 
 def _plain(value: Any) -> Any:
     """A field's value as YAML has it."""
+    if isinstance(value, Text):
+        return value.plain()
     if isinstance(value, Boxes):
         return value.changed()
     if isinstance(value, Letterbox):

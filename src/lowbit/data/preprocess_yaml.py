@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from lowbit.data.boxes import KINDS, Boxes
 from lowbit.data.geometry import Letterbox
+from lowbit.data.text import Text, read_tokenizer
 from lowbit.errors import LowbitError, UsageError, unknown
 
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 _MAX_SIDE = 65_536
 
 
-def parse(cls: type[Preprocess], text: str) -> Preprocess:
+def parse(cls: type[Preprocess], text: str, folder: Path | None = None) -> Preprocess:
     """See `Preprocess.from_yaml`."""
     try:
         raw = yaml.safe_load(text)
@@ -41,8 +43,9 @@ def parse(cls: type[Preprocess], text: str) -> Preprocess:
     for key in values:
         if key not in allowed:
             raise unknown("preprocessing key", key, [*allowed, "preset", "schema"])
-    read = {key: _READERS[key](key, value) for key, value in values.items() if key not in _SECTIONS}
+    read = {key: _READERS[key](key, value) for key, value in values.items() if key not in _SECTIONS and key != "text"}
     read |= {key: _SECTIONS[key](getattr(base, key), values[key]) for key in _SECTIONS if key in values}
+    read |= {"text": _text_section(values["text"], folder)} if "text" in values else {}
     return replace(base, **read)
 
 
@@ -177,6 +180,20 @@ def _boxes(before: Boxes | None, value: object) -> Boxes | None:
     return Boxes(**read)
 
 
+def _text_section(value: object, folder: Path | None) -> Text | None:
+    if value in (None, "none"):
+        return None
+    if not isinstance(value, dict) or "tokenizer" not in value:
+        raise _bad("text", value, "a mapping with `tokenizer`")
+    read = _section("text", value, _TEXT)
+    digest = read.pop("sha256", None)
+    return Text(**{**read, "tokenizer": read_tokenizer(folder, read["tokenizer"], digest)})
+
+
+def _length(key: str, value: object) -> Any:
+    return value if value == "auto" else _whole(key, value)
+
+
 def _section(name: str, given: dict[Any, Any], readers: dict[str, Callable[[str, Any], Any]]) -> dict[str, Any]:
     for key in given:
         if key not in readers:
@@ -199,6 +216,18 @@ _BOXES: dict[str, Callable[[str, Any], Any]] = {
     "nms_iou": _number,
     "max_detections": _whole,
     "confident": _number,
+}
+_TEXT: dict[str, Callable[[str, Any], Any]] = {
+    "tokenizer": _text,
+    "sha256": _text,
+    "columns": _names,
+    "form": _text,
+    "max_length": _whole,
+    "length": _length,
+    "pad_id": _whole,
+    "pad_token": _text,
+    "pad_left": _flag,
+    "labels": _names,
 }
 _SECTIONS: dict[str, Callable[[Any, Any], Any]] = {"letterbox": _letterbox, "boxes": _boxes}
 

@@ -16,11 +16,14 @@ from lowbit.errors import DataError, UsageError, unknown
 from lowbit.measure.average_precision import AveragePrecision
 from lowbit.measure.detection import BoxObserver, check_boxes, class_count, need_pycocotools
 from lowbit.measure.observe import CustomObserver, Observed, Outputs, VectorObserver
+from lowbit.measure.sequences import sequence_observer
 from lowbit.measure.statistics import R2, MacroF1, Mean, Quotient, RelativeError, RocAuc, RootMean, Spearman, Statistic, pair_numbers
 from lowbit.measure.tasks import Observer, check_classes, fidelity_metric, main_output, observer_for, task_of, width_of
 from lowbit.types import Array, Budget, Policy, TensorInfo
 
-TASKS = ("classification", "detection", "regression", "embedding", "fidelity", "custom")
+TASKS = ("classification", "tokens", "span", "detection", "regression", "embedding", "fidelity", "custom")
+SEQUENCES = ("tokens", "span")
+"""Tasks whose labels are about single tokens."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,10 @@ _CATALOGUE: dict[str, _Entry] = {
     "top5": _Entry(("classification",), Mean(("hit5",)), binary=True),
     "macro_f1": _Entry(("classification",), MacroF1()),
     "roc_auc": _Entry(("classification",), RocAuc()),
+    "token_f1": _Entry(("tokens",), Quotient(("f1_above", "f1_below"))),
+    "token_accuracy": _Entry(("tokens",), Quotient(("token_right", "tokens"))),
+    "exact_match": _Entry(("span",), Mean(("exact",)), binary=True),
+    "span_f1": _Entry(("span",), Mean(("span_f1",))),
     "mAP": _Entry(("detection",), AveragePrecision()),
     "AP50": _Entry(("detection",), AveragePrecision((0,))),
     "box_f1": _Entry(("detection",), Quotient(("matched", "counted"))),
@@ -139,7 +146,14 @@ _ALIASES = {
     "f1": "macro_f1",
     "auc": "roc_auc",
 }
-_DEFAULT = {"classification": "top1", "detection": "mAP", "regression": "rmse", "embedding": "cosine"}
+_DEFAULT = {
+    "classification": "top1",
+    "tokens": "token_f1",
+    "span": "exact_match",
+    "detection": "mAP",
+    "regression": "rmse",
+    "embedding": "cosine",
+}
 
 
 def metric_for(
@@ -178,6 +192,8 @@ def metric_for(
     task = task or _task(name, outputs, labels, preprocess)
     if task == "detection":
         return _detection(name, outputs, labels, preprocess)
+    if task in SEQUENCES:
+        return _sequence(task, name, outputs, labels, preprocess)
     if is_packed(labels):
         raise DataError(f"The labels are boxes; the task '{task}' cannot use them.", "Give --task detection, or other labels.")
     name = name or _DEFAULT.get(task) or fidelity_metric(outputs)
@@ -214,9 +230,22 @@ def _detection(
     return "detection", metric, companions(metric)
 
 
+def _sequence(
+    task: str, name: str | None, outputs: Sequence[TensorInfo], labels: Array | None, preprocess: Preprocess | None
+) -> tuple[str, Metric, tuple[Metric, ...]]:
+    """Classes of tokens, or answers in a text."""
+    name = name or _DEFAULT[task]
+    if task not in _CATALOGUE[name].tasks:
+        raise unknown(f"metric for {task}", name, _names(task))
+    if labels is None or np.ndim(labels) != 2:
+        raise DataError(f"The metric '{name}' needs labels of tokens; the data has none.", "Give labels, or no task to compare with FP32.")
+    metric = _metric(name, task, sequence_observer(task, outputs, preprocess))
+    return task, metric, companions(metric)
+
+
 def of_outcomes(task: str, name: str, outputs: Sequence[TensorInfo], columns: Mapping[str, Array]) -> Metric:
     """The metric of outcomes that are there already; it cannot observe anything new where that takes more than outputs."""
-    if task == "detection":
+    if task == "detection" or task in SEQUENCES:
         return _metric(name, task, _observed_already)
     labels = columns.get("label")
     if labels is not None and "pair" in columns:

@@ -127,6 +127,7 @@ class State:
         tuned: Ids whose tuning has been searched.
         finalists: Ids chosen to be confirmed; empty until then.
         raced: Who was timed together in the final race, with which tuning and how many rounds.
+        lengths: What was timed at several sequence lengths.
         decision: The last decision written.
         complete: It was not cut short by a time limit.
     """
@@ -138,6 +139,7 @@ class State:
     tuned: dict[str, Tuning] = field(default_factory=dict)
     finalists: tuple[str, ...] = ()
     raced: list[dict[str, Any]] = field(default_factory=list)
+    lengths: dict[str, Any] = field(default_factory=dict)
     decision: Decision | None = None
     complete: bool = False
 
@@ -186,6 +188,10 @@ def apply(state: State, event: dict[str, Any]) -> None:
                 energy=decode(Energy | None, result["energy"]),
                 reasons=tuple(dict.fromkeys([*_reasons(state, result["id"]), *result["errors"]])),
             )
+    elif kind == "lengths":
+        state.lengths = event["raced"]
+        for name, measured in event["results"].items():
+            _change(state, name, by_length=decode(tuple[Measurement, ...], measured))
     elif kind == "decided":
         state.decision = decode(Decision, event["decision"])
         state.complete = event["complete"]

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from lowbit.bundle import words
 from lowbit.bundle.bundle import Bundle
 from lowbit.errors import Interrupted, LowbitError
+from lowbit.frontends.bring import How, bring_in
+from lowbit.frontends.parity import described as described_parity
 from lowbit.graph.prepare import prepare
 from lowbit.pipeline.advice import advise
 from lowbit.pipeline.baseline import request_times, run_baseline
@@ -17,9 +21,10 @@ from lowbit.pipeline.context import Context
 from lowbit.pipeline.decide import decide
 from lowbit.pipeline.finish import confirm, race_finalists
 from lowbit.pipeline.journal import read_state
+from lowbit.pipeline.lengths import race_lengths
 from lowbit.pipeline.recover import recover
 from lowbit.pipeline.reporting import Reporter
-from lowbit.pipeline.request import Data, Options, Request, read_request
+from lowbit.pipeline.request import Data, Options, Request, read_preprocess, read_request
 from lowbit.pipeline.screen import QuickTimes
 from lowbit.pipeline.search import pending, search
 from lowbit.pipeline.store import Store, claimed, discard, need_space
@@ -48,32 +53,49 @@ class Result:
 
 
 def optimize(
-    model: str | Path,
+    model: Any,
     data: Data,
     *,
     out: str | Path | None = None,
     reporter: Reporter | None = None,
     command: str | None = None,
+    example_inputs: Any = None,
+    example_shapes: Sequence[Sequence[int]] = (),
+    weights: str | Path | None = None,
+    allow_pickle: bool = False,
     **options: Any,
 ) -> Result:
     """Finds the smallest, fastest version of a model that stays within an accuracy budget on this machine and data.
 
     Args:
-        model: An .onnx file.
+        model: An .onnx file, a torch.nn.Module, `package.module:function` that builds one, a .pt2 program, or a Hugging Face folder.
         data: A folder of images, .npz, CSV, Parquet, JSONL, `module:callable`, or a dict of arrays (docs/guides/data.md).
         out: Folder of the bundle; `build/<model's name>` where not given. The same call resumes an interrupted run there.
         reporter: Who is told about progress.
         command: For the manifest; made up from the arguments where not given.
+        example_inputs: Of a module: a tensor, a tuple or a dict by argument name, with their batch axis; from the data where not given.
+        example_shapes: Of a module: one sample's shape for each argument, instead of example inputs.
+        weights: A checkpoint for the module (.pt, .pth, .safetensors); read without running code that may be in it.
+        allow_pickle: Let it run that code.
         **options: Fields of `Options`: max_drop, metric, objective, batch, max_latency_ms, time_limit_s and so on.
 
     Raises:
         UsageError, ModelError, DataError: what the user can mend, with a hint.
         Interrupted: Ctrl-C or a full disk; the same call resumes.
     """
-    started, reporter = time.monotonic(), reporter or Reporter()
+    started, reporter, said = time.monotonic(), reporter or Reporter(), Options(**options)
     reporter.stage("Reading the model and the data")
-    request = read_request(model, data, Options(**options))
-    folder = Path(out) if out else Path("build") / request.model.path.stem
+    how = How(example_inputs, example_shapes, weights, allow_pickle, said.target)
+    with TemporaryDirectory(prefix="lowbit-") as scratch:
+        incoming = bring_in(model, data, Path(scratch), how, read_preprocess(said.preprocess))
+        request = read_request(model if incoming is None else incoming.path, data, said, incoming)
+        if request.model.origin and request.model.origin.parity:
+            reporter.note(described_parity(request.model.origin.parity))
+        return _optimize(request, Path(out) if out else Path("build") / request.model.path.stem, reporter, command, started)
+
+
+def _optimize(request: Request, folder: Path, reporter: Reporter, command: str | None, started: float) -> Result:
+    """The search for a request that was read, in its folder."""
     with claimed(folder, request.key, force=request.options.force) as store:
         context = new_context(request, store, reporter, started)
         try:
@@ -136,6 +158,7 @@ def run(context: Context, request: Request, command: str) -> Decision:
     tune(context)
     race_finalists(context, confirm(context))
     decision = decide_now(context)
+    race_lengths(context, decision.chosen)
     context.record("decided", decision=decision, complete=not context.cut_short)
     write_bundle(context, decision, command)
     return decision
@@ -179,4 +202,5 @@ def finished(context: Context) -> str:
 
 def described(request: Request) -> str:
     """A command line for callers of the Python API."""
-    return f"lowbit optimize {request.model.path.name} --data {request.data.name} --max-drop {request.policy.max_drop}"
+    source = request.model.origin.name if request.model.origin else request.model.path.name
+    return f"lowbit optimize {source} --data {request.data.name} --max-drop {request.policy.max_drop}"

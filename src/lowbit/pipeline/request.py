@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
+
 from lowbit.data import Dataset, Preprocess, Split, open_data, split
 from lowbit.errors import ModelError, UsageError, unknown
+from lowbit.frontends.bring import Incoming
+from lowbit.frontends.parity import check_parity
 from lowbit.graph.load import load_model, operator_counts
 from lowbit.graph.nncf_writer import installed as nncf_installed
 from lowbit.measure.metrics import Metric, metric_for
@@ -21,10 +26,14 @@ from lowbit.recipe import Recipe
 from lowbit.runtimes import registry
 from lowbit.runtimes.base import Runtime
 from lowbit.runtimes.hardware import Hardware, probe
-from lowbit.types import Array, Budget, Model, Objective, Policy
+from lowbit.types import Array, Budget, Model, Objective, Parity, Policy
 
 Data = str | Path | Mapping[str, Array]
 MAX_BATCH = 4096
+PARITY = 64
+"""Samples on which an exported file is compared with its source: enough to see another computation, soon done."""
+
+PARITY_BATCH = 8
 MAX_MODEL = 2_000_000_000
 """Bytes: what one protobuf file can hold, which the writers need."""
 
@@ -74,8 +83,14 @@ class Request:
     options: Options = field(repr=False)
 
 
-def read_request(model: str | Path, data: Data, options: Options) -> Request:
+def read_request(model: str | Path, data: Data, options: Options, incoming: Incoming | None = None) -> Request:
     """Opens the model and the data and checks every option against them.
+
+    Args:
+        model: The .onnx file.
+        data: The samples.
+        options: What the user said.
+        incoming: Where the file was exported from something else: it brings its preprocessing and task, and is compared with the file.
 
     Raises:
         UsageError: an option is wrong. ModelError, DataError: the model or the data is.
@@ -87,10 +102,10 @@ def read_request(model: str | Path, data: Data, options: Options) -> Request:
             f"'{source.path.name}' has {source.size_bytes / 1e9:.1f} GB; this version optimizes models of up to {MAX_MODEL / 1e9:.1f} GB.",
             "Optimize its parts one by one, or use a smaller model.",
         )
-    samples = open_data(
-        data, source.inputs, read_preprocess(options.preprocess), target=options.target, slices=options.slices, limit=options.limit
-    )
-    task, metric, _ = metric_for(options.task, options.metric, source.outputs, samples.labels, preprocess=samples.preprocess)
+    preprocess = read_preprocess(options.preprocess) or (incoming.preprocess if incoming else None)
+    samples = open_data(data, source.inputs, preprocess, target=options.target, slices=options.slices, limit=options.limit)
+    asked = _asked(options, incoming, samples)
+    task, metric, _ = metric_for(*asked, source.outputs, samples.labels, preprocess=samples.preprocess)
     policy = read_policy(options, task, metric, call_batch(source.inputs, 0))
     calibration = None
     if options.calibration is not None:
@@ -98,6 +113,8 @@ def read_request(model: str | Path, data: Data, options: Options) -> Request:
     parts = split(samples, calibration, metric.groups(samples.labels))
     kinds = traits(operator_counts(source.path))
     recipes = _recipes(options.recipes, recipes_for(kinds, nncf=options.nncf and nncf_installed()))
+    if incoming is not None:
+        source = replace(source, origin=replace(incoming.origin, parity=_parity(incoming, source, samples)))
     hardware = probe()
     key = request_key(
         source.sha256,
@@ -124,6 +141,21 @@ def read_request(model: str | Path, data: Data, options: Options) -> Request:
         hardware.versions,
     )
     return Request(source, samples, parts, metric, policy, runtimes, recipes, kinds, hardware, key, options)
+
+
+def _asked(options: Options, incoming: Incoming | None, samples: Dataset) -> tuple[str | None, str | None]:
+    """Task and metric: the user's, else the model's own where the data has labels to judge it by."""
+    if incoming is None or options.task is not None or options.metric is not None or samples.labels is None:
+        return options.task, options.metric
+    return incoming.task, incoming.metric
+
+
+def _parity(incoming: Incoming, source: Model, samples: Dataset) -> Parity:
+    """The exported file against what it came from, on samples spread over the data."""
+    rows = (np.arange(min(PARITY, len(samples))) * len(samples)) // min(PARITY, len(samples))
+    size = call_batch(source.inputs, PARITY_BATCH)
+    batches = (batch.feeds for batch in samples.subset(rows).batches(size) if len(batch.rows) == size or not call_batch(source.inputs, 0))
+    return check_parity(incoming.run, incoming.path, islice(batches, PARITY))
 
 
 def read_policy(options: Options, task: str, metric: Metric, own_batch: int) -> Policy:

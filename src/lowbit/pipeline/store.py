@@ -31,6 +31,7 @@ OWN = (
     "report.html",
     "MODEL_CARD.md",
     "preprocess.yaml",
+    "tokenizer.json",
     ".work",
 )
 """Everything that a run may write in its folder."""

@@ -14,6 +14,7 @@ from lowbit.bundle.report_layers import find_layers
 from lowbit.bundle.schema import CalibrationEntry, DataEntry, EnvironmentEntry, Manifest, ValidationEntry
 from lowbit.graph.load import external_files
 from lowbit.pipeline.context import BASELINE, Context
+from lowbit.pipeline.lengths import sentences
 from lowbit.pipeline.store import link_or_copy
 from lowbit.types import Candidate, Decision
 
@@ -33,7 +34,10 @@ def write_bundle(context: Context, decision: Decision, command: str, *, complete
     candidates = list(context.state.candidates.values())
     chosen = baseline if decision.chosen == BASELINE else context.state.candidates[decision.chosen]
     artifact = place_model(out, chosen)
-    write_atomic(out / "preprocess.yaml", context.split.search.preprocess.to_yaml())
+    steps = context.split.search.preprocess
+    write_atomic(out / "preprocess.yaml", steps.to_yaml())
+    for name, content in steps.files().items():
+        write_atomic(out / name, content)
     for candidate in candidates:
         write_result(context, candidate, decision)
     manifest = build_manifest(
@@ -46,9 +50,9 @@ def write_bundle(context: Context, decision: Decision, command: str, *, complete
         decision=decision,
         command=command,
         artifact=artifact,
-        files=file_entries(out, ["model", "baseline", "preprocess.yaml"]),
+        files=file_entries(out, ["model", "baseline", "preprocess.yaml", *steps.files()]),
         preprocess="preprocess.yaml",
-        notes=notes(context, complete),
+        notes=(*notes(context, complete), *sentences(chosen)),
     )
     if complete:
         write_atomic(out / "report.html", render_report(manifest, title=context.model.path.stem, layers=find_layers(out, manifest)))

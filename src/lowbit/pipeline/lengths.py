@@ -1,0 +1,88 @@
+"""Texts are of all lengths: what was chosen is timed against the baseline at every usual sequence length up to the data's own."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+from lowbit.data.text import BUCKETS
+from lowbit.measure.race import FINAL, measurement, race
+from lowbit.pipeline.context import BASELINE, Context
+from lowbit.pipeline.evaluate import repeated
+from lowbit.pipeline.finish import LEAST_S, variant
+from lowbit.pipeline.journal import encode
+from lowbit.types import Candidate, Dim, Feeds
+
+
+def race_lengths(context: Context, chosen: str) -> None:
+    """Times the baseline and the chosen candidate at every sequence length, and records it.
+
+    Nothing is done for models that take no text, that fix its length, or where the baseline itself was chosen.
+
+    Args:
+        context: The run.
+        chosen: Id of the candidate.
+    """
+    lengths, baseline = lengths_of(context), context.state.baseline
+    candidate = context.state.candidates.get(chosen)
+    if not lengths or baseline is None or candidate is None:
+        return
+    key = {"id": chosen, "tuning": encode(candidate.tuning), "lengths": list(lengths), "rounds": context.rounds}
+    if context.state.lengths == key:
+        return  # timed before the interruption
+    settings = [(length, batch) for length in lengths for batch in context.policy.batch]
+    context.reporter.stage(f"Timing {chosen} at {len(lengths)} sequence lengths", len(settings))
+    found: dict[str, list[object]] = {BASELINE: [], chosen: []}
+    for index, (length, batch) in enumerate(settings):
+        for name, measured in _heat(context, [baseline, candidate], length, batch).items():
+            found[name].append(measured)
+        context.reporter.advance(index + 1)
+    context.record("lengths", raced=key, results=found)
+
+
+def lengths_of(context: Context) -> tuple[int, ...]:
+    """The usual lengths up to the one that the data is padded to; none where the model or its samples have none."""
+    text = context.split.search.preprocess.text
+    open_axis = all(len(info.shape) == 2 and not _fixed(info.shape[1]) for info in context.model.inputs)
+    if text is None or not isinstance(text.length, int) or not open_axis:
+        return ()
+    return tuple(sorted({*(length for length in BUCKETS if length < text.length), text.length}))
+
+
+def _fixed(size: Dim) -> bool:
+    return isinstance(size, int)
+
+
+def _heat(context: Context, entries: list[Candidate], length: int, batch: int) -> dict[str, object]:
+    deadline = None if context.end is None else max(context.end, time.monotonic() + LEAST_S)
+    results = race(
+        [variant(context, entry, 1) for entry in entries],
+        feeds_of(context, length, batch),
+        batch=batch,
+        rounds=context.rounds,
+        seconds_per_round=FINAL["seconds_per_round"],
+        deadline=deadline,
+    )
+    return {
+        name: encode(replace(measurement(result, results[BASELINE]), tokens=length)) for name, result in results.items() if result.usable
+    }
+
+
+def feeds_of(context: Context, length: int, batch: int) -> Feeds:
+    """`batch` real samples, cut or padded to this length."""
+    data = context.split.search
+    text = data.preprocess.text
+    assert text is not None, "asked for text alone"
+    shorter = replace(data, preprocess=replace(data.preprocess, text=replace(text, length=length)))
+    first = next(iter(shorter.batches(batch))).feeds
+    return {name: repeated(values, batch) for name, values in first.items()}
+
+
+def sentences(candidate: Candidate) -> tuple[str, ...]:
+    """E.g. "At 16 tokens it is 2.31x [2.20, 2.40] as fast as the baseline at batch 1." """
+    return tuple(
+        f"At {entry.tokens} tokens it is {entry.speedup.value:.2f}x [{entry.speedup.ci_low:.2f}, {entry.speedup.ci_high:.2f}] as fast as "
+        f"the baseline at batch {entry.batch} ({entry.latency_ms.p50:.3g} ms)."
+        for entry in candidate.by_length
+        if entry.speedup is not None
+    )
