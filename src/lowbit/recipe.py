@@ -8,6 +8,8 @@ Naming convention of the built-in recipes:
     int8-static-RANGE        ranges by RANGE (minmax, percentile, entropy, mse), weights per channel
     int8-static-RANGE-tensor the same, weights per tensor
     int8-nncf                made by NNCF, where it is installed
+    int8-qat                 the best static one, trained further (train/qat.py)
+    research-...             fewer bits than runtimes have kernels for; never tried unless asked for
 """
 
 from __future__ import annotations
@@ -22,10 +24,10 @@ import yaml
 from lowbit.errors import UsageError, unknown
 from lowbit.types import RangeMethod
 
-Dtype = Literal["int8", "uint8", "int4", "uint4", "int16", "uint16", "fp16", "bf16", "fp32"]
+Dtype = Literal["int8", "uint8", "int4", "uint4", "int3", "int2", "int16", "uint16", "fp16", "bf16", "fp32"]
 Granularity = Literal["per-tensor", "per-channel", "per-group"]
 Transform = Literal["equalize", "smooth", "fit"]
-Method = Literal["none", "cast", "dynamic", "static", "nncf", "onnxruntime-defaults"]
+Method = Literal["none", "cast", "dynamic", "static", "qat", "nncf", "onnxruntime-defaults"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Recipe:
         ranges: How activation ranges follow from the calibration statistics.
         operators: Operator types to quantize; empty means the writer's own list.
         exclude: Names of nodes to leave in floating point.
-        transforms: What is done to the FP32 model first, for static recipes (compress/static.py).
+        transforms: What is done to the FP32 model first, for static and trained recipes (compress/static.py).
         formats: Group -> format by name ("float", "w8a8", "w4a8", "w8a16"), for groups that differ from the rest.
     """
 

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +20,11 @@ from cli_runner import lowbit
 from e2e_case import Case, make_case
 
 from lowbit import Bundle, optimize
-from lowbit.pipeline import finish, screen, tune
 from lowbit.pipeline.journal import Journal, replay
 from small_models import cnn, images, reference
 
+pytestmark = pytest.mark.usefixtures("short_timing")
 RECIPES = ("fp32", "fp16", "int8-static-minmax", "int8-static-mse")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def short_timing() -> Iterator[None]:
-    """Real races, but short ones: these tests are about what is done with times, not about the times."""
-    short = {"rounds": 3, "seconds_per_round": 0.01}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(screen, "QUICK", short)
-        patch.setattr(tune, "QUICK", short)
-        patch.setattr(finish, "FINAL", short)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,25 +17,16 @@ from lowbit.data import Preprocess
 from lowbit.data.boxes import Boxes
 from lowbit.data.geometry import Letterbox
 from lowbit.measure.outcomes import Outcomes
-from lowbit.pipeline import finish, results, screen, tune
+from lowbit.pipeline import results
 from lowbit.pipeline.request import Options
 from lowbit.pipeline.results import validate
 from small_models import save
 
+pytestmark = pytest.mark.usefixtures("short_timing")
+
 CELL, SIDE = 8, 32
 CELLS = (SIDE // CELL) ** 2
 STEPS = Preprocess(kind="image", letterbox=Letterbox(value=0), scale=1 / 255, boxes=Boxes("corners", normalised=True))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def short_timing() -> Iterator[None]:
-    """Real races, but short ones."""
-    short = {"rounds": 3, "seconds_per_round": 0.01}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(screen, "QUICK", short)
-        patch.setattr(tune, "QUICK", short)
-        patch.setattr(finish, "FINAL", short)
-        yield
 
 
 def detector(path: Path) -> Path:

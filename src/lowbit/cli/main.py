@@ -17,6 +17,7 @@ COMMANDS = {
     "compare": "Compare two results of `validate`, sample by sample, and give a verdict.",
     "calibrate": "Choose the samples that a model is calibrated on.",
     "analyze": "Say layer by layer what 8-bit integers do to a model, and why.",
+    "qat": "Train what integers lose back, without labels or training code.",
     "bench": "Time models against each other, each alone in its process.",
     "report": "Write a bundle's report again, or open it.",
     "doctor": "Say what this machine can run, and what is missing.",

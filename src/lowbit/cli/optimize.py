@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from lowbit.cli.options import Duration, Numbers, budget_options, data_options, output
+from lowbit.cli.options import Duration, Numbers, budget_options, data_options, output, training_options
 
 
 @click.command("optimize", short_help="Find the smallest, fastest version of a model that is still right.")
@@ -48,12 +48,22 @@ from lowbit.cli.options import Duration, Numbers, budget_options, data_options, 
     help="Try only these recipes (and FP32, the yardstick), e.g. fp16, int8-fitted-mse. Repeatable.",
 )
 @click.option("--nncf/--no-nncf", default=True, show_default=True, help="Let NNCF make a candidate where it is installed.")
+@click.option(
+    "--qat",
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
+    show_default=True,
+    help="Train by distillation: where nothing else holds the budget, in any case, or not at all.",
+)
+@training_options
 @click.option("--rounds", type=click.IntRange(3, 1000), default=12, show_default=True, help="Turns of each finalist in the final timing.")
 @click.option("--safety-critical", is_flag=True, help="A wrong answer can hurt someone: be told what that means here.")
 @click.option("--prune", is_flag=True, help="Keep only the artifact that ships, not every candidate's.")
 @click.option("--force", is_flag=True, help="Start anew: replace what an earlier run left in --out.")
 @output
-def command(model: Path, data: str, form: str, max_latency: float | None, time_limit: float | None, **options: Any) -> None:
+def command(
+    model: Path, data: str, form: str, max_latency: float | None, time_limit: float | None, qat_time: float, **options: Any
+) -> None:
     """Find the smallest, fastest version of MODEL that stays within the accuracy budget here.
 
     MODEL is an .onnx file, a Hugging Face folder, a .pt2 program, or package.module:function that builds a torch.nn.Module.
@@ -77,6 +87,7 @@ def command(model: Path, data: str, form: str, max_latency: float | None, time_l
             command=command_line(),
             max_latency_ms=None if max_latency is None else max_latency * 1000,
             time_limit_s=time_limit,
+            qat_minutes=qat_time / 60,
             **options,
         )
     show_result(result.bundle, form)

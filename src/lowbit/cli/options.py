@@ -90,3 +90,16 @@ def budget_options(command: Command) -> Command:
     ):
         command = option(command)
     return command
+
+
+def training_options(command: Command) -> Command:
+    """What a model may learn from, and for how long."""
+    for option in reversed(
+        [
+            click.option("--qat-time", type=Duration(), default="10m", show_default=True, metavar="TIME", help="Most that is trained for."),
+            click.option("--train", metavar="PATH", help="Samples to learn from, labels not needed; those that calibrate where not given."),
+            click.option("--train-labels", is_flag=True, help="Learn from the labels of those samples, too."),
+        ]
+    ):
+        command = option(command)
+    return command

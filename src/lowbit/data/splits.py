@@ -90,19 +90,24 @@ def in_content_order(data: Dataset, groups: Array | None = None) -> Dataset:
     return data.subset(_families(data, groups)[0])
 
 
-def refuse_leak(calibration: Dataset, validation: Dataset) -> None:
-    """Refuses calibration samples that are also validation samples.
+def refuse_leak(samples: Dataset, validation: Dataset, role: str = "calibration") -> None:
+    """Refuses samples that are learned from and also validate.
+
+    Args:
+        samples: What is learned from.
+        validation: What judges.
+        role: What the samples are for, in a word.
 
     Raises:
         DataError: with their number and a few names.
     """
-    shared = np.flatnonzero(np.isin(calibration.hashes, validation.hashes))
+    shared = np.flatnonzero(np.isin(samples.hashes, validation.hashes))
     if len(shared):
-        names = some([calibration.sample_name(position) for position in shared.tolist()])
+        names = some([samples.sample_name(position) for position in shared.tolist()])
         raise DataError(
-            f"{len(shared)} of {len(calibration)} calibration samples are also validation samples: {names}. "
-            "Ranges fitted to the samples that judge them look better than they are.",
-            "Leave the calibration data out: then a part of --data is set aside for it.",
+            f"{len(shared)} of {len(samples)} {role} samples are also validation samples: {names}. "
+            "What is fitted to the samples that judge it looks better than it is.",
+            f"Leave the {role} data out: then a part of --data is set aside for it.",
         )
 
 

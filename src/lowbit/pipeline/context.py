@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from lowbit.bundle.manifest import without_paths
 from lowbit.compress.evidence import Evidence
@@ -23,8 +23,27 @@ from lowbit.runtimes.base import Runtime
 from lowbit.runtimes.hardware import Hardware
 from lowbit.types import Array, Feeds, Model, Policy
 
+When = Literal["auto", "always", "never"]
+
 BASELINE = "fp32@onnxruntime"
 """Id of the baseline: the source in its own precision on onnxruntime's CPU provider with default options."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a run may do to train.
+
+    Attributes:
+        when: "auto": where nothing else holds the budget; "always"; "never".
+        minutes: Most time a candidate is trained for.
+        data: Samples to learn from; None means those that calibrate.
+        labels: Learn from their labels as well as from the FP32 model.
+    """
+
+    when: When = "auto"
+    minutes: float = 10.0
+    data: Dataset | None = None
+    labels: bool = False
 
 
 @dataclass
@@ -45,6 +64,7 @@ class Context:
         end: `time.monotonic()` by which everything should be done, None for never.
         prune: Keep only the artifact that ships.
         rounds: Turns of each variant in the final timing.
+        training: What may be done to train.
     """
 
     model: Model
@@ -61,6 +81,7 @@ class Context:
     end: float | None = None
     prune: bool = False
     rounds: int = FINAL["rounds"]
+    training: Training = Training()
     state: State = field(default_factory=State)
     evidence: Evidence | None = None
     references: dict[str, Reference] = field(default_factory=dict)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 from lowbit.data.text import BUCKETS
@@ -79,10 +80,24 @@ def feeds_of(context: Context, length: int, batch: int) -> Feeds:
 
 
 def sentences(candidate: Candidate) -> tuple[str, ...]:
-    """E.g. "At 16 tokens it is 2.31x [2.20, 2.40] as fast as the baseline at batch 1." """
-    return tuple(
-        f"At {entry.tokens} tokens it is {entry.speedup.value:.2f}x [{entry.speedup.ci_low:.2f}, {entry.speedup.ci_high:.2f}] as fast as "
-        f"the baseline at batch {entry.batch} ({entry.latency_ms.p50:.3g} ms)."
-        for entry in candidate.by_length
-        if entry.speedup is not None
+    """What was found, in short; the report has the table.
+
+    E.g. "At 16 to 64 tokens it is 1.61x to 2.31x as fast as the baseline.", and one more for each length where it is not faster.
+    """
+    timed = [(entry, entry.speedup) for entry in candidate.by_length if entry.speedup is not None]
+    if not timed:
+        return ()
+    lengths, ratios = [entry.tokens or 0 for entry, _ in timed], [ratio.value for _, ratio in timed]
+    slower = tuple(
+        f"At {entry.tokens} tokens and batch {entry.batch} it is not faster than the baseline: {ratio.value:.2f}x "
+        f"[{ratio.ci_low:.2f}, {ratio.ci_high:.2f}]."
+        for entry, ratio in timed
+        if ratio.ci_low <= 1
     )
+    return (f"At {_span(lengths, '{}')} tokens it is {_span(ratios, '{:.2f}x')} as fast as the baseline.", *slower)
+
+
+def _span(values: Sequence[float], form: str) -> str:
+    """ "16 to 64", or one value where all read the same."""
+    low, high = form.format(min(values)), form.format(max(values))
+    return low if low == high else f"{low} to {high}"

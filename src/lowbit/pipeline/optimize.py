@@ -24,7 +24,8 @@ from lowbit.pipeline.journal import read_state
 from lowbit.pipeline.lengths import race_lengths
 from lowbit.pipeline.recover import recover
 from lowbit.pipeline.reporting import Reporter
-from lowbit.pipeline.request import Data, Options, Request, read_preprocess, read_request
+from lowbit.pipeline.request import Data, Options, Request, kept_options, read_preprocess, read_request
+from lowbit.pipeline.retrain import asked_to_train, retrain
 from lowbit.pipeline.screen import QuickTimes
 from lowbit.pipeline.search import pending, search
 from lowbit.pipeline.store import Store, claimed, discard, need_space
@@ -91,10 +92,10 @@ def optimize(
         request = read_request(model if incoming is None else incoming.path, data, said, incoming)
         if request.model.origin and request.model.origin.parity:
             reporter.note(described_parity(request.model.origin.parity))
-        return _optimize(request, Path(out) if out else Path("build") / request.model.path.stem, reporter, command, started)
+        return carry_out(request, Path(out) if out else Path("build") / request.model.path.stem, reporter, command, started)
 
 
-def _optimize(request: Request, folder: Path, reporter: Reporter, command: str | None, started: float) -> Result:
+def carry_out(request: Request, folder: Path, reporter: Reporter, command: str | None, started: float) -> Result:
     """The search for a request that was read, in its folder."""
     with claimed(folder, request.key, force=request.options.force) as store:
         context = new_context(request, store, reporter, started)
@@ -129,19 +130,22 @@ def new_context(request: Request, store: Store, reporter: Reporter, started: flo
         end=started + limit if limit else None,
         prune=request.options.prune,
         rounds=request.options.rounds,
+        training=request.training,
         state=read_state(store.journal),
     )
 
 
 def run(context: Context, request: Request, command: str) -> Decision:
     """The whole story. Every step reads the journal first, so a resumed run goes on where the last one stopped."""
-    if context.state.complete and not pending(context):
+    if context.state.complete and not pending(context) and not asked_to_train(context):
         context.reporter.note("This search was finished before: deciding from its journal.")
         write_bundle(context, decision := decide_now(context), command)
         return decision
     if not context.state.start:
         source = {"path": request.model.path.name, "sha256": request.model.sha256}
-        context.record("start", key=request.key, command=command, source=source, policy=context.policy)
+        context.record(
+            "start", key=request.key, command=command, source=source, policy=context.policy, options=kept_options(request.options)
+        )
     need_space(context.store, 4 * context.model.size_bytes)
     prepare(context.model, context.store.prepared)
     baseline = run_baseline(context)
@@ -155,6 +159,7 @@ def run(context: Context, request: Request, command: str) -> Decision:
     quick = QuickTimes(context)
     search(context, quick, lambda: write_bundle(context, decide_now(context), command, complete=False))
     recover(context, quick)
+    retrain(context, quick)
     tune(context)
     race_finalists(context, confirm(context))
     decision = decide_now(context)

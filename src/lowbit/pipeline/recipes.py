@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import get_args
+from typing import cast, get_args
 
-from lowbit.recipe import Granularity, QuantSpec, Recipe
+from lowbit.recipe import Dtype, Granularity, QuantSpec, Recipe
 from lowbit.types import RangeMethod
 
 FP32 = Recipe("fp32", "none", QuantSpec("fp32"))
@@ -15,6 +15,9 @@ INT8_DYNAMIC = Recipe("int8-dynamic", "dynamic", QuantSpec("int8", "per-channel"
 INT8_NNCF = Recipe("int8-nncf", "nncf", QuantSpec("int8", "per-channel", symmetric=True), QuantSpec("uint8"))
 INT8_DEFAULTS = Recipe("int8-onnxruntime-defaults", "onnxruntime-defaults", QuantSpec("int8", symmetric=True), QuantSpec("int8"), "minmax")
 """What `quantize_static` gives without options: signed activations, per-tensor weights, every operator."""
+
+QAT = "int8-qat"
+"""What is trained in a search is called this."""
 
 MATRIX_OPERATORS = ("Conv", "Gemm", "MatMul")
 
@@ -65,6 +68,21 @@ def static(ranges: RangeMethod, *, per_channel: bool = True, operators: tuple[st
     return Recipe(name, "static", QuantSpec("int8", granularity, symmetric=True), QuantSpec("uint8"), ranges, operators)
 
 
+def trained(base: Recipe, number: int = 1) -> Recipe:
+    """A static recipe, trained by distillation from where it ends."""
+    return replace(base, name=f"{QAT}{'' if number == 1 else f'-{number}'}", method="qat")
+
+
+def research(bits: int, word: str) -> Recipe:
+    """Weights of fewer bits than 8, trained; kernels for them there are none on CPUs, so they are stored and run as INT8."""
+    weights = QuantSpec(cast(Dtype, f"int{bits}"), "per-channel", symmetric=True)
+    return Recipe(f"research-{word}", "qat", weights, QuantSpec("uint8"), "mse", transforms=("equalize", "fit"))
+
+
+RESEARCH = (research(4, "w4a8"), research(3, "w3a8"), research(2, "ternary"))
+"""Never tried unless asked for by name."""
+
+
 def recipes_for(model: Traits, *, nncf: bool) -> list[Recipe]:
     """Cheap and likely first: what costs nothing to make, then the best INT8 guesses for the kind of model, then the rest.
 
@@ -93,4 +111,5 @@ def structure(recipe: Recipe) -> str:
     that are only stored in 16 bit are widened when the model is loaded."""
     if recipe.method in ("none", "cast"):
         return "floating point"
-    return str(replace(recipe, name="", ranges=None, transforms=tuple(t for t in recipe.transforms if t == "smooth")))
+    method = "static" if recipe.method == "qat" else recipe.method  # training changes numbers alone
+    return str(replace(recipe, name="", method=method, ranges=None, transforms=tuple(t for t in recipe.transforms if t == "smooth")))

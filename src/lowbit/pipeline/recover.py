@@ -42,6 +42,9 @@ from lowbit.types import Candidate, Comparison, Policy, Tuning
 MIXED = "int8-mixed"
 """Recipes made here are called this and a number."""
 
+STATIC = ("int8-fitted", "int8-smoothed", "int8-static")
+"""How the names of recipes begin that are taken apart, or trained."""
+
 INTEGER = "w8a8"
 KINDS: Mapping[str, Kind] = {"classification": "classes", "embedding": "embedding"}
 """What the sensitivity of a task is measured by; squared error where none is named."""
@@ -62,17 +65,26 @@ def recover(context: Context, quick: QuickTimes) -> None:
 
 def worth_recovering(candidates: Iterable[Candidate], policy: Policy) -> Candidate | None:
     """The static integer candidate that is least over its limits, where all are over and that one by less than `FAR` times. Pure."""
-    integer = [
-        each
-        for each in candidates
-        if each.precision == "int8" and each.status == "done" and each.search is not None and each.search.broken is None
-    ]
-    over = {each.id: overrun(each.search, policy) for each in integer if each.search is not None}
-    if not over or min(over.values()) <= 1:
+    integer = [each for each in candidates if each.precision == "int8" and each.status == "done" and _sound(each)]
+    if not integer or min(_overrun(each, policy) for each in integer) <= 1:
         return None
-    static = [each for each in integer if each.recipe.startswith(("int8-fitted", "int8-smoothed", "int8-static"))]
-    best = min(static, key=lambda each: over[each.id], default=None)
-    return best if best is not None and over[best.id] <= FAR else None
+    best = least_over(integer, policy)
+    return best if best is not None and _overrun(best, policy) <= FAR else None
+
+
+def least_over(candidates: Iterable[Candidate], policy: Policy) -> Candidate | None:
+    """The static integer candidate that is least over its limits, or farthest below; None where there is none. Pure."""
+    static = [each for each in candidates if each.recipe.startswith(STATIC) and _sound(each)]
+    return min(static, key=lambda each: (_overrun(each, policy), each.id), default=None)
+
+
+def _sound(candidate: Candidate) -> bool:
+    return candidate.search is not None and candidate.search.broken is None
+
+
+def _overrun(candidate: Candidate, policy: Policy) -> float:
+    assert candidate.search is not None
+    return overrun(candidate.search, policy)
 
 
 def overrun(evidence: Comparison, policy: Policy) -> float:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import islice
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 
 from lowbit.data import Dataset, Preprocess, Split, open_data, split
+from lowbit.data.splits import refuse_leak
 from lowbit.errors import ModelError, UsageError, unknown
 from lowbit.frontends.bring import Incoming
 from lowbit.frontends.parity import check_parity
@@ -18,9 +19,11 @@ from lowbit.graph.load import load_model, operator_counts
 from lowbit.graph.nncf_writer import installed as nncf_installed
 from lowbit.measure.metrics import Metric, metric_for
 from lowbit.measure.race import FINAL
+from lowbit.pipeline import training
+from lowbit.pipeline.context import Training, When
 from lowbit.pipeline.evaluate import call_batch
 from lowbit.pipeline.journal import SCHEMA as JOURNAL_SCHEMA
-from lowbit.pipeline.recipes import FP32, Traits, recipes_for, traits
+from lowbit.pipeline.recipes import FP32, RESEARCH, Traits, recipes_for, traits
 from lowbit.pipeline.store import request_key
 from lowbit.recipe import Recipe
 from lowbit.runtimes import registry
@@ -64,6 +67,19 @@ class Options:
     rounds: int = FINAL["rounds"]
     force: bool = False
     prune: bool = False
+    qat: When = "auto"
+    qat_minutes: float = 10.0
+    train: Data | None = None
+    train_labels: bool = False
+
+
+NOT_KEPT = ("calibration", "preprocess", "train", "force", "prune", "qat", "qat_minutes", "train_labels", "time_limit_s")
+"""What is given anew, or lies in the bundle. Where data lie is nobody's business but the caller's."""
+
+
+def kept_options(options: Options) -> dict[str, Any]:
+    """The options that a journal keeps: what a run must be told again to be the same run."""
+    return {each.name: getattr(options, each.name) for each in fields(options) if each.name not in NOT_KEPT}
 
 
 @dataclass(frozen=True)
@@ -79,6 +95,7 @@ class Request:
     recipes: tuple[Recipe, ...]
     traits: Traits
     hardware: Hardware
+    training: Training
     key: str
     options: Options = field(repr=False)
 
@@ -111,6 +128,7 @@ def read_request(model: str | Path, data: Data, options: Options, incoming: Inco
     if options.calibration is not None:
         calibration = open_data(options.calibration, source.inputs, samples.preprocess, target=options.target)
     parts = split(samples, calibration, metric.groups(samples.labels))
+    may_train = read_training(options, source, samples)
     kinds = traits(operator_counts(source.path))
     recipes = _recipes(options.recipes, recipes_for(kinds, nncf=options.nncf and nncf_installed()))
     if incoming is not None:
@@ -140,7 +158,7 @@ def read_request(model: str | Path, data: Data, options: Options, incoming: Inco
         hardware.cores,
         hardware.versions,
     )
-    return Request(source, samples, parts, metric, policy, runtimes, recipes, kinds, hardware, key, options)
+    return Request(source, samples, parts, metric, policy, runtimes, recipes, kinds, hardware, may_train, key, options)
 
 
 def _asked(options: Options, incoming: Incoming | None, samples: Dataset) -> tuple[str | None, str | None]:
@@ -191,6 +209,25 @@ def read_policy(options: Options, task: str, metric: Metric, own_batch: int) -> 
     )
 
 
+def read_training(options: Options, model: Model, samples: Dataset) -> Training:
+    """What may be done to train, with its samples opened.
+
+    Raises:
+        UsageError: an option is wrong. DataError: samples to learn from are among those that judge.
+    """
+    if options.qat not in get_args(When):
+        raise unknown("choice for --qat", options.qat, get_args(When))
+    if options.qat == "always" and not training.installed():
+        raise UsageError("Training needs PyTorch, which is not installed.", "pip install 'lowbit[torch]', or leave --qat always out.")
+    minutes = _positive("Training time", options.qat_minutes)
+    assert minutes is not None
+    data = None
+    if options.train is not None:
+        data = open_data(options.train, model.inputs, samples.preprocess, target=options.target)
+        refuse_leak(data, samples, "training")
+    return Training(options.qat, minutes, data, options.train_labels)
+
+
 def read_preprocess(given: str | Path | Preprocess | None) -> Preprocess | None:
     """A preset's name, a YAML file, or what is one already."""
     return given if given is None or isinstance(given, Preprocess) else Preprocess.load(given)
@@ -207,6 +244,7 @@ def _runtimes(names: Sequence[str]) -> tuple[Runtime, ...]:
 def _recipes(names: Sequence[str], known: list[Recipe]) -> tuple[Recipe, ...]:
     if not names:
         return tuple(known)
+    known = [*known, *RESEARCH]
     by_name = {recipe.name: recipe for recipe in known}
     for name in names:
         if name not in by_name:

@@ -29,6 +29,7 @@ from lowbit.pipeline.recipes import structure
 from lowbit.pipeline.score import recipe_of, score
 from lowbit.pipeline.screen import QuickTimes, plainly_slow
 from lowbit.pipeline.store import link_or_copy, need_space
+from lowbit.pipeline.training import train_artifact
 from lowbit.types import Batch, Candidate
 
 GLANCE = 64
@@ -88,21 +89,25 @@ def make_artifact(context: Context, entry: Plan) -> Path:
     if entry.recipe.method == "none":
         return context.store.out / "baseline" / "model.onnx"
     target = target_of(entry.runtime)
-    static = entry.recipe.method == "static"  # its placement is the target's own; other writers know no targets
+    static = entry.recipe.method in ("static", "qat")  # its placement is the target's own; other writers know no targets
     shared = context.store.artifact(f"{entry.recipe.name}-{target}" if static else entry.recipe.name)
     if not shared.exists():
         evidence = calibration(context) if entry.recipe.ranges else None
         feeds = context.calibration_feeds() if entry.recipe.method == "nncf" else []
-        quantize(
-            context.model.path,
-            context.store.prepared,
-            entry.recipe,
-            shared,
-            evidence=evidence,
-            feeds=feeds,
-            transformer=context.transformer,
-            target=target,
-        )
+        if entry.recipe.method == "qat":
+            assert evidence is not None, f"{entry.recipe.name} starts from a calibrated model"
+            train_artifact(context, entry.recipe, shared, evidence, target)
+        else:
+            quantize(
+                context.model.path,
+                context.store.prepared,
+                entry.recipe,
+                shared,
+                evidence=evidence,
+                feeds=feeds,
+                transformer=context.transformer,
+                target=target,
+            )
     folder = context.store.candidate(entry.id)
     artifact = folder / "model.onnx"
     for file in [shared, *external_files(shared)]:

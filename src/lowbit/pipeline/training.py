@@ -1,0 +1,107 @@
+"""Make the artifact of a recipe that is trained: the static one first, then distillation on samples that may be learned from.
+
+Neither the search samples nor the confirming ones are ever trained on: they judge.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lowbit.compress.evidence import Evidence
+from lowbit.compress.quantize import quantize
+from lowbit.data.dataset import Dataset
+from lowbit.errors import UsageError
+from lowbit.pipeline.context import Context
+from lowbit.recipe import Recipe
+from lowbit.types import Array
+
+if TYPE_CHECKING:
+    from lowbit.train.pool import Pool
+
+MOST = 4096
+"""Samples that are trained on: they are kept in memory."""
+
+READ = 64
+"""Samples read at once."""
+
+
+def installed() -> bool:
+    """Whether there is anything to train with."""
+    return importlib.util.find_spec("torch") is not None
+
+
+def train_artifact(context: Context, recipe: Recipe, out: Path, evidence: Evidence, target: str) -> Path:
+    """Writes the artifact of a recipe whose method is "qat".
+
+    Args:
+        context: The run. What it says of training is used; without training samples the calibration samples are learned from.
+        recipe: Otherwise a static one, which is where training starts.
+        out: Where it goes. A training that was interrupted goes on from the checkpoint beside it.
+        evidence: Of the prepared model.
+        target: Where it will run.
+
+    Raises:
+        DataError: too few samples.
+        ModelError: the graph has operators that cannot be trained.
+        UsageError: PyTorch is not installed.
+    """
+    if not installed():
+        raise UsageError(f"{recipe.name} needs PyTorch.", "pip install 'lowbit[train]', or leave the recipe out.")
+    from lowbit.train.qat import Settings, train
+    from lowbit.train.twin import Twin
+    from lowbit.train.write_back import write_back
+
+    static = replace(recipe, method="static")
+    start = out.with_name(f"{out.stem}-untrained.onnx")
+    if not start.exists():
+        quantize(context.model.path, context.store.prepared, static, start, evidence=evidence, target=target)
+    wanted = context.training
+    pool = training_pool(wanted.data or context.split.calibration, context.fixed_batch, labels=wanted.labels)
+    settings = replace(Settings(minutes=wanted.minutes), batch=context.fixed_batch or Settings.batch)
+    context.reporter.stage(f"Training {recipe.name} on {len(pool):,} samples", settings.epochs + 1)
+    student = Twin(start, recipe=static)
+    found = train(
+        student,
+        Twin(context.store.prepared),
+        pool,
+        settings,
+        kind="classes" if context.metric.task == "classification" else "values",
+        checkpoint=out.with_name(f"{out.stem}-training.pt"),
+        on_epoch=lambda epoch: context.reporter.advance(epoch.number + 1),
+    )
+    context.reporter.note(f"{recipe.name} was trained for {found.seconds:.0f} s. {found.summary}")
+    write_back(student, start, out)
+    return out
+
+
+def training_pool(data: Dataset, batch: int, *, labels: bool) -> Pool:
+    """Samples in memory, preprocessed; `MOST` of them, spread evenly, where there are more.
+
+    Args:
+        data: Samples that do not judge.
+        batch: The model's own batch size; 0 where it takes any.
+        labels: Learn from their labels, too.
+
+    Raises:
+        UsageError: labels are wanted and there are none.
+    """
+    from lowbit.train.pool import Pool
+
+    if labels and data.labels is None:
+        raise UsageError(f"'{data.name}' has no labels to train on.", "Leave --train-labels out: distillation needs none.")
+    rows = np.arange(len(data)) if len(data) <= MOST else np.arange(MOST) * len(data) // MOST
+    batches = [each.feeds for each in data.subset(rows).batches(batch or READ)]
+    feeds = {name: _joined([each[name] for each in batches]) for name in batches[0]}
+    return Pool(feeds, data.labels[rows] if labels and data.labels is not None else None, images=data.preprocess.kind == "image")
+
+
+def _joined(parts: list[Array]) -> Array:
+    """Batches one after the other; shorter sequences are filled up with zeros, which attention masks leave out."""
+    longest = [max(part.shape[axis] for part in parts) for axis in range(1, parts[0].ndim)]
+    filled = [np.pad(part, [(0, 0), *((0, most - size) for most, size in zip(longest, part.shape[1:], strict=True))]) for part in parts]
+    return np.concatenate(filled)
