@@ -12,8 +12,8 @@ import torch
 from graph_cases import Case, node, run, weights
 from lowbit.errors import ModelError, UsageError
 from lowbit.graph import ir_files
-from lowbit.graph.channel_flow import channels_of
-from lowbit.graph.channels import Channels
+from lowbit.graph.channel_sets import Channels
+from lowbit.graph.channels import channels_of
 from lowbit.runtimes.base import Kernel
 from lowbit.train.pool import Pool
 from lowbit.train.prune import Pruning, importance, shrink

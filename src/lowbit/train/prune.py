@@ -22,8 +22,8 @@ from torch import Tensor
 
 from lowbit.errors import ModelError, UsageError
 from lowbit.graph import ir_files
-from lowbit.graph.channel_flow import channels_of
-from lowbit.graph.channels import Channels, prune
+from lowbit.graph.channel_sets import Channels
+from lowbit.graph.channels import channels_of, prune
 from lowbit.train.distill import Distillation, Kind
 from lowbit.train.pool import Pool
 from lowbit.train.prune_choose import BLOCK, choose, cost, rates

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from lowbit.graph.channels import Channels, ChannelSet, Work
+from lowbit.graph.channel_sets import Channels, ChannelSet, Work
 from lowbit.runtimes.base import Kernel
 from lowbit.types import Array
 
