@@ -200,7 +200,6 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10.0, help="of each training (default: 10)")
     parser.add_argument("--peers", action="store_true", help="also PT2E's training with labels, in an environment of its own")
     options = parser.parse_args()
-    kept: Numbers = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for case in (case for case in CASES if case.name in options.only):
         timed = replace(case, settings=replace(case.settings, minutes=options.minutes))
         with tempfile.TemporaryDirectory() as temporary:
@@ -208,7 +207,8 @@ def main() -> None:
             found = summary(runs)
             if options.peers and case.peer:
                 found["peer"] = peer(case, options.minutes, Path(temporary))
-        kept[case.name] = found
+        kept: Numbers = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        kept[case.name] = found | {"threads": torch.get_num_threads(), "minutes": options.minutes}
         RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
         show(case.name, found)
 

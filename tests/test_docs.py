@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import importlib.util
+import inspect
 import io
 import re
 import shlex
@@ -19,7 +20,7 @@ import click
 import pytest
 from cli_runner import lowbit
 
-from lowbit import __version__
+from lowbit import __version__, optimize
 from lowbit.cli.main import COMMANDS, cli
 from lowbit.data.preprocess import PRESETS
 from lowbit.errors import DataError, Interrupted, LowbitError, ModelError, UsageError
@@ -218,7 +219,7 @@ def test_an_example_compiles_and_names_what_exists(block: Block) -> None:
             module = importlib.import_module(node.module or "")
             assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "optimize":
-            known = {*Options.__dataclass_fields__, "data", "out"}
+            known = {*Options.__dataclass_fields__, *inspect.signature(optimize).parameters}
             assert {keyword.arg for keyword in node.keywords} <= known
 
 

@@ -19,7 +19,7 @@ from lowbit.cli.main import COMMANDS, cli
 from lowbit.data.preprocess import PRESETS
 from lowbit.errors import DataError, Interrupted, LowbitError, ModelError, UsageError
 from lowbit.measure.metrics import _CATALOGUE as METRICS
-from lowbit.pipeline.recipes import Traits, recipes_for
+from lowbit.pipeline.recipes import ON_REQUEST, Traits, recipes_for
 from lowbit.runtimes import registry
 
 HERE = Path(__file__).resolve().parent
@@ -143,7 +143,8 @@ def names_section() -> str:
             "## Names",
             f"`--preprocess` knows the presets {listed(presets)} ([what they do](../guides/data.md#preprocessing)).",
             f"`--runtime` knows {listed(runtimes)}, and whatever installed packages add.",
-            f"`--recipe` knows {listed(recipes)}. A model's kind decides which of them are tried.",
+            f"`--recipe` knows {listed(recipes)}. A model's kind decides which of them are tried; "
+            f"{listed([f'`{recipe.name}`' for recipe in ON_REQUEST])} only where they are named.",
             "`--metric` knows these, or `module:callable`, your own function of (outputs, labels) that gives a score from 0 to 1 a sample:",
             table(["metric", "task", "better is", "budget"], metrics),
         ]
@@ -151,10 +152,11 @@ def names_section() -> str:
 
 
 def recipe_names() -> list[str]:
-    """Every recipe that some model would be given."""
+    """Every recipe that some model would be given, or may be asked for."""
     yes_no = (True, False)
     kinds = [Traits(a, b, c, d) for a in yes_no for b in yes_no for c in yes_no for d in yes_no]
-    return sorted({recipe.name for kind in kinds for recipe in recipes_for(kind, nncf=True)})
+    planned = {recipe.name for kind in kinds for recipe in recipes_for(kind, nncf=True)}
+    return sorted(planned | {recipe.name for recipe in ON_REQUEST})
 
 
 def split_help(text: str) -> tuple[str, list[str]]:

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from bundle_examples import CANDIDATES, EXAMPLES, comparison, keep, provisional, recover, ship, single
+from bundle_examples import CANDIDATES, EXAMPLES, comparison, keep, provisional, recover, ship, single, text
 from headless_chromium import PROGRAM, Chromium
 
 from conftest import missing
@@ -90,6 +90,17 @@ def test_the_sections_come_in_the_order_of_a_readers_questions() -> None:
 def test_sections_without_content_are_left_out() -> None:
     assert Outline(render_report(single())).headings == ["Why", "Every candidate", "How to run it", "Environment, data and method"]
     assert not {"Confidence", "Slices and the hardest tenth"} & set(Outline(render_report(keep())).headings)
+
+
+def test_a_text_model_has_a_row_for_every_sequence_length() -> None:
+    page = render_report(text())
+    table = page.partition("By sequence length")[2].partition("</table>")[0]
+    cells = [re.sub(r"<[^>]+>", " ", row).split() for row in table.split("<tr>")[1:]]
+    assert " ".join(cells[0]) == "Length batch 1 baseline → chosen batch 8 baseline → chosen"
+    assert [" ".join(row[:2]) for row in cells[1:]] == ["16 tokens", "32 tokens", "64 tokens"]
+    assert " ".join(cells[1][2:9]) == "5.35 → 1.45 ms 1.68× [1.61, 1.74]"
+    assert " ".join(cells[3][2:9]) == "21.4 → 5.78 ms 3.7× [3.55, 3.85]"
+    assert "By sequence length" not in render_report(ship())
 
 
 def test_what_was_turned_down_says_why() -> None:

@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from cli_runner import lowbit
 from e2e_case import Case, make_case
+from onnx import helper
 
 from lowbit import optimize
 from lowbit.errors import DataError, UsageError
 from lowbit.pipeline import training
 from lowbit.pipeline.again import qat
-from small_models import images
+from small_models import images, reference, save
 
 pytestmark = pytest.mark.usefixtures("short_timing")
 STATIC = ("int8-static-minmax",)
@@ -133,3 +135,35 @@ def test_research_recipes_are_tried_only_when_they_are_asked_for(case: Case, out
     assert found["status"] in ("done", "dropped")
     with np.load(tmp_path / "bundle" / "candidates" / found["id"] / "parameters.npz") as table:
         assert len(table.files) > 0
+
+
+def test_a_pruned_model_is_smaller_and_passes_the_same_gate(case: Case, pool: Path, tmp_path: Path) -> None:
+    model = wide(tmp_path / "wide.onnx")
+    data = dict(np.load(case.data))
+    data["labels"] = reference(model, {"x": data["images"]})["y"].argmax(1)
+    np.savez(tmp_path / "data.npz", **data)
+    asked = {"recipes": ("int8-pruned", *STATIC), "runtimes": ("onnxruntime",), "rounds": 3, "qat_minutes": SECONDS, "train": pool}
+    optimize(model, tmp_path / "data.npz", out=tmp_path / "bundle", max_drop="5pp", **asked)  # type: ignore[arg-type]
+    found = entries(tmp_path / "bundle")
+    pruned, static = found["int8-pruned@onnxruntime"], found["int8-static-minmax@onnxruntime"]
+    assert pruned["status"] in ("done", "dropped")
+    assert pruned["size_bytes"] < 0.85 * static["size_bytes"]
+    stored = onnx.load(tmp_path / "bundle" / pruned["artifact"]).graph.initializer
+    assert {tensor.dims[0] for tensor in stored if len(tensor.dims) == 4} <= {16, 32}  # of 48 channels
+
+
+def wide(path: Path) -> Path:
+    """Conv, Relu, Conv, Relu, mean, Gemm: 48 channels, x [N, 3, 8, 8] -> y [N, 10]."""
+    rng = np.random.default_rng(0)
+    shapes = {"w1": (48, 3, 3, 3), "b1": (48,), "w2": (48, 48, 3, 3), "b2": (48,), "w3": (48, 10), "b3": (10,)}
+    weights = {name: rng.normal(0, 0.1, shape).astype(np.float32) for name, shape in shapes.items()}
+    nodes = [
+        helper.make_node("Conv", ["x", "w1", "b1"], ["c1"], name="conv1", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c1"], ["r1"], name="relu1"),
+        helper.make_node("Conv", ["r1", "w2", "b2"], ["c2"], name="conv2", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c2"], ["r2"], name="relu2"),
+        helper.make_node("GlobalAveragePool", ["r2"], ["m"], name="mean"),
+        helper.make_node("Flatten", ["m"], ["f"], name="flatten"),
+        helper.make_node("Gemm", ["f", "w3", "b3"], ["y"], name="gemm"),
+    ]
+    return save(path, nodes, {"x": (1, ["N", 3, 8, 8])}, {"y": (1, ["N", 10])}, weights)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,15 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.save_encoder(tmp_path_factory.mktemp("c") / "Film Judge", "BertForSequenceClassification", num_labels=3, id2label=names)
 
 
-def test_a_classifier_with_its_tokens_is_transformers_own(classifier: Path, tmp_path: Path) -> None:
-    found = brought(classifier, tmp_path)
+@pytest.fixture(scope="module")
+def exported(classifier: Path, tmp_path_factory: pytest.TempPathFactory) -> Incoming:
+    return brought(classifier, tmp_path_factory.mktemp("exported"))
+
+
+def test_a_classifier_with_its_tokens_is_transformers_own(classifier: Path, exported: Incoming) -> None:
+    found = exported
+    assert found.origin is not None
+    assert found.run is not None
     assert (found.origin.format, found.origin.name, found.task, found.metric) == ("huggingface", "Film Judge", "classification", "top1")
     assert found.path.name == "film-judge.onnx"
     assert [(one.name, one.shape) for one in load_model(found.path).inputs] == [
@@ -64,6 +72,34 @@ def test_a_classifier_with_its_tokens_is_transformers_own(classifier: Path, tmp_
     np.testing.assert_allclose(found.run(feeds)[0], logits, atol=1e-5)
 
 
+def as_onnx(classifier: Path, exported: Incoming, folder: Path, **changes: Any) -> Path:
+    """The folder as Optimum leaves it: the file, and no weights."""
+    source = edited(classifier, folder / "in", "config.json", **changes)
+    (source / "model.safetensors").unlink()
+    shutil.copy(exported.path, source / "model.onnx")
+    return source
+
+
+def test_a_folder_that_was_exported_before_is_taken_as_it_is(classifier: Path, exported: Incoming, tmp_path: Path) -> None:
+    source = as_onnx(classifier, exported, tmp_path)
+    found = brought(source, tmp_path)
+    assert (found.path, found.origin, found.run) == (source / "model.onnx", None, None)
+    assert (found.task, found.metric, found.preprocess) == (exported.task, exported.metric, exported.preprocess)
+
+
+def test_an_exported_file_without_the_heads_output_is_refused(classifier: Path, exported: Incoming, tmp_path: Path) -> None:
+    source = as_onnx(classifier, exported, tmp_path, architectures=["BertForQuestionAnswering"])
+    with pytest.raises(UsageError, match=r"'in/model.onnx' has the outputs logits; start_logits, end_logits is wanted"):
+        brought(source, tmp_path)
+
+
+def test_a_damaged_exported_file_is_refused(classifier: Path, exported: Incoming, tmp_path: Path) -> None:
+    source = as_onnx(classifier, exported, tmp_path)
+    (source / "model.onnx").write_bytes(b"no model at all")
+    with pytest.raises(ModelError, match=r"'in/model.onnx' is not a readable ONNX file"):
+        brought(source, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("head", "task", "metric", "form", "outputs"),
     [
@@ -80,6 +116,7 @@ def test_every_head_brings_its_task(tmp_path: Path, head: str, task: str, metric
     assert [one.name for one in load_model(found.path).outputs] == outputs
     sample: Any = {"words": ["film", "in", "paris"], "question": ("who left ?", "nobody left early"), "both": "a slow film"}[form]
     feeds = feeds_of(found, [sample])
+    assert found.run is not None
     for expected, name in zip(found.run(feeds), outputs, strict=True):
         np.testing.assert_allclose(reference(found.path, feeds)[name], expected, atol=1e-4)
 
@@ -128,8 +165,6 @@ def test_minilm_is_its_own_sentence_encoder(tmp_path: Path) -> None:
 
 
 def edited(source: Path, target: Path, name: str, **changes: Any) -> Path:
-    import shutil
-
     shutil.copytree(source, target)
     path = target / name
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))

@@ -12,7 +12,7 @@ SENTENCE = "the film was a quiet joy and nobody left early but some were bored b
 WORDS = SENTENCE.split()
 SIZES: dict[str, Any] = {
     "hidden_size": 32,
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 1,
     "num_attention_heads": 2,
     "intermediate_size": 64,
     "max_position_embeddings": 64,

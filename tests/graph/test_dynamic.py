@@ -103,3 +103,16 @@ def test_a_character_model_loses_next_to_nothing(tmp_path: Path, shared_data: Pa
     assert abs(bits_per_character(small, ids) - before) < 0.01
     coarse = write_dynamic(path, tmp_path / "coarse.onnx", Recipe("d", "dynamic", QuantSpec("int8", symmetric=True)))
     assert bits_per_character(coarse, ids) - before > 0.01
+
+
+def test_a_turned_weight_with_a_noted_shape_is_written(tmp_path: Path) -> None:
+    """torch's exporter notes the shapes of weights; onnxruntime's quantizer turns a Gemm's weight around and keeps the note."""
+    case = Case([node("Gemm", "x w b", "y", transB=1)], {"x": [5, 32]}, ["y"], {"w": weights(6, 32), "b": weights(6, seed=1)})
+    proto = case.proto()
+    proto.graph.value_info.append(onnx.helper.make_tensor_value_info("w", onnx.TensorProto.FLOAT, [6, 32]))
+    onnx.save_model(proto, tmp_path / "m.onnx")
+    small = write_dynamic(tmp_path / "m.onnx", tmp_path / "small.onnx", DYNAMIC)
+    feeds = {"x": samples((5, 32))}
+    assert "MatMulInteger" in all_operators(onnx.load_model(small).graph)
+    found = registry.get("onnxruntime").open(small, Tuning(threads=1), None).run(feeds)["y"]
+    assert 0 < relative_error(found, run(proto, feeds)["y"]) < 0.02

@@ -13,7 +13,7 @@ from importlib.resources import files
 from lowbit.bundle import charts, words
 from lowbit.bundle.report_layers import layers_section, mixed_sentences
 from lowbit.bundle.report_parts import bullets, chip, code_block, facts, section, tile
-from lowbit.bundle.report_tables import candidate_table, latency_bars, slice_rows, throughput_table, turned_down
+from lowbit.bundle.report_tables import candidate_table, latency_bars, length_table, slice_rows, throughput_table, turned_down
 from lowbit.bundle.schema import CandidateEntry, Manifest
 from lowbit.compress.explain import Layers
 
@@ -195,7 +195,7 @@ def _table(manifest: Manifest) -> str:
 def _latency(manifest: Manifest) -> str:
     bars = latency_bars(manifest)
     lead = "Median time of a call; whisker: interval of the median; tick: 95th percentile; ~ rough (see the end of the page)."
-    return section("latency", "Latency", bars + throughput_table(manifest), lead) if bars else ""
+    return section("latency", "Latency", bars + length_table(manifest) + throughput_table(manifest), lead) if bars else ""
 
 
 def _confidence(manifest: Manifest) -> str:

@@ -1,4 +1,4 @@
-"""The report's lists: candidates, latencies, throughput, slices, and what was turned down."""
+"""The report's lists: candidates, latencies, throughput, sequence lengths, slices, and what was turned down."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from html import escape
 
 from lowbit.bundle import charts, words
 from lowbit.bundle.report_parts import breakable, chip, kind
-from lowbit.bundle.schema import CandidateEntry, Manifest, SliceEntry
+from lowbit.bundle.schema import CandidateEntry, Manifest, MeasurementEntry, SliceEntry
 
 MOST_SLICES = 24
 _ORDER = ("ship", "provisional", "keep", "recover", "reject", "refuse", "failed")
@@ -100,6 +100,33 @@ def throughput_table(manifest: Manifest) -> str:
         '<h3>Samples per second</h3><div class="scroll" tabindex="0" role="region" aria-label="Throughput"><table>'
         f'<thead><tr><th scope="col">Candidate</th>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
     )
+
+
+def length_table(manifest: Manifest) -> str:
+    """One row a sequence length: the baseline's time, the chosen one's and their ratio, at every batch size. Text alone has one."""
+    chosen, before = ({(m.tokens, m.batch): m for m in entry.by_length} for entry in (manifest.chosen, manifest.baseline))
+    batches, lengths = sorted({batch for _, batch in chosen}), sorted({tokens for tokens, _ in chosen if tokens})
+    if not lengths:
+        return ""
+    head = "".join(f'<th scope="col" class="num">batch {batch}<small>baseline → chosen</small></th>' for batch in batches)
+    rows = ""
+    for tokens in lengths:
+        cells = "".join(_length_cell(before.get((tokens, batch)), chosen.get((tokens, batch))) for batch in batches)
+        rows += f'<tr><th scope="row">{tokens} tokens</th>{cells}</tr>'
+    return (
+        '<h3>By sequence length</h3><div class="scroll" tabindex="0" role="region" aria-label="Sequence lengths"><table class="lengths">'
+        f'<thead><tr><th scope="col">Length</th>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    )
+
+
+def _length_cell(before: MeasurementEntry | None, now: MeasurementEntry | None) -> str:
+    """E.g. "6.71 → 2.90 ms", and under it "2.3× [2.21, 2.40]"."""
+    if now is None:
+        return f'<td class="num">{words.NONE}</td>'
+    text = ("~ " if now.noisy else "") + (f"{words.digits(before.latency_ms.p50)} → " if before else "")
+    ratio = now.speedup
+    more = f"{words.times(ratio.value)} [{words.digits(ratio.ci_low)}, {words.digits(ratio.ci_high)}]" if ratio else ""
+    return f'<td class="num">{escape(text + words.milliseconds(now.latency_ms.p50))}<small>{escape(more)}</small></td>'
 
 
 def slice_rows(manifest: Manifest) -> str:

@@ -63,8 +63,8 @@ def show_result(bundle: Bundle, form: str) -> None:
     )
     console.print(LEGEND, style="dim")
     console.print(Text.assemble((f"{decision.verdict}", COLOURS[decision.verdict]), ": ", (decision.chosen, "bold")))
-    for reason in decision.reasons:
-        console.print(f"  {reason}", markup=False)
+    for sentence in (*decision.reasons, *bundle.manifest.notes):
+        console.print(f"  {sentence}", markup=False)
     if decision.next_steps:
         console.print(Text("Next:", style="bold"))
         for step in decision.next_steps:

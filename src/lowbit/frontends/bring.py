@@ -46,20 +46,20 @@ class How:
 
 @dataclass(frozen=True)
 class Incoming:
-    """A model that was exported.
+    """A model that was exported, here or elsewhere.
 
     Attributes:
         path: The ONNX file.
-        origin: What it was before.
-        run: The model itself: feeds -> outputs in the file's order.
+        origin: What it was before; None where it came as ONNX.
+        run: The model itself: feeds -> outputs in the file's order; None where it came as ONNX.
         preprocess: What it brings with it; None where it says nothing.
         task: That it was trained for; None where it says nothing.
         metric: Usual for that task.
     """
 
     path: Path
-    origin: Origin
-    run: Callable[[Feeds], list[Array]]
+    origin: Origin | None
+    run: Callable[[Feeds], list[Array]] | None
     preprocess: Preprocess | None = None
     task: str | None = None
     metric: str | None = None
@@ -112,11 +112,11 @@ def bring_in(model: Any, data: Any, folder: Path, how: How, preprocess: Preproce
     if kind == "onnx":
         _check_unused(how)
         return None
-    _need("torch", "onnxscript", extra="torch")
     if kind == "huggingface":
         from lowbit.frontends.huggingface import bring_folder
 
         return bring_folder(Path(model), folder)
+    need("torch", "onnxscript", extra="torch")
     if kind in ("pt2", "program"):
         return _program(model, folder, allow_pickle=how.allow_pickle)
     from lowbit.frontends.builder import build_module
@@ -245,7 +245,8 @@ def _check_unused(how: How) -> None:
         raise UsageError(f"{' and '.join(given)} {'is' if len(given) == 1 else 'are'} for PyTorch models; an ONNX file has its own.")
 
 
-def _need(*modules: str, extra: str) -> None:
+def need(*modules: str, extra: str) -> None:
+    """Refuses a model whose libraries are not installed; `extra` brings them."""
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(

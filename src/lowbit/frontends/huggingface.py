@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lowbit.data.preprocess import Preprocess
 from lowbit.errors import ModelError, UsageError
-from lowbit.frontends.bring import Incoming, file_name, module_runner
+from lowbit.frontends.bring import Incoming, file_name, module_runner, need
 from lowbit.frontends.encoders import Pooling, encoder_module, pooling_of
 from lowbit.frontends.export import export_module
 from lowbit.frontends.processors import image_preprocess, image_size, read_text
@@ -46,11 +45,15 @@ KINDS: Mapping[str, Kind] = {
     "ForQuestionAnswering": Kind("AutoModelForQuestionAnswering", ("start_logits", "end_logits"), "span", "exact_match", "question"),
     "ForImageClassification": Kind("AutoModelForImageClassification", ("logits",), "classification", "top1", ""),
 }
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+EXPORTED = ("model.onnx", "onnx/model.onnx")
+"""Where Optimum and the Hub put a model that is ONNX already."""
+
 EMBEDDING = Kind("AutoModel", ("sentence_embedding",), "embedding", "spearman", "both")
 
 
 def bring_folder(source: Path, folder: Path) -> Incoming:
-    """Exports a Hugging Face folder to an ONNX file.
+    """Exports a Hugging Face folder to an ONNX file; one that Optimum exported, without weights, is taken as it is.
 
     Args:
         source: With config.json, weights (safetensors) and the tokenizer's or image processor's files.
@@ -60,10 +63,12 @@ def bring_folder(source: Path, folder: Path) -> Incoming:
         UsageError: transformers is missing, or the task is none that is handled.
         ModelError: a file is missing or damaged, or the weights lack the head.
     """
-    if missing := [name for name in ("transformers", "tokenizers") if importlib.util.find_spec(name) is None]:
-        raise UsageError(f"Hugging Face folders need {' and '.join(missing)}.", "pip install 'lowbit[huggingface]'")
+    need("transformers", "tokenizers", extra="huggingface")
     config = read_json(source / "config.json")
     kind, pooling = kind_of(config, source)
+    if exported := exported_file(source):
+        return _taken(source, exported, config, kind)
+    need("torch", "onnxscript", extra="huggingface")
     model = load_model(source, kind, config)
     if kind.form:
         return _text(source, folder, config, kind, pooling, model)
@@ -79,11 +84,53 @@ def _text(source: Path, folder: Path, config: dict[str, Any], kind: Kind, poolin
     import torch
 
     text, names = read_text(source, config, kind.form)
-    if kind.task == "classification" and config.get("problem_type") == "regression":
-        kind = Kind(kind.loader, kind.outputs, "regression", "rmse", kind.form)
+    kind = _settled(kind, config)
     example = {name: torch.ones(2, 16, dtype=torch.int64) for name in names}
     module = encoder_module(model, tuple(names), kind.outputs, pooling)
     return _exported(source, folder, kind, module, example, Preprocess(kind="text", text=text), text.max_length)
+
+
+def exported_file(source: Path) -> Path | None:
+    """The ONNX file of a folder that has no weights besides; None where there are weights, or no such file."""
+    if any(next(source.glob(pattern), None) for pattern in WEIGHTS):
+        return None
+    return next((source / name for name in EXPORTED if (source / name).is_file()), None)
+
+
+def _taken(source: Path, path: Path, config: dict[str, Any], kind: Kind) -> Incoming:
+    """A file that was exported elsewhere, with the preprocessing and the task of its folder."""
+    found = _outputs(path)
+    if missing := [name for name in kind.outputs if name not in found]:
+        raise UsageError(
+            f"'{source.name}/{path.name}' has the outputs {', '.join(found)}; {', '.join(missing)} is wanted.",
+            "Give the folder with the model's own weights, which is exported here, or the .onnx file with --preprocess.",
+        )
+    if not kind.form:
+        return Incoming(path, None, None, image_preprocess(read_processor(source), source.name), kind.task, kind.metric)
+    text, _ = read_text(source, config, kind.form)
+    kind = _settled(kind, config)
+    return Incoming(path, None, None, Preprocess(kind="text", text=text), kind.task, kind.metric)
+
+
+def _outputs(path: Path) -> list[str]:
+    """Names of an ONNX file's outputs.
+
+    Raises:
+        ModelError: it is none.
+    """
+    import onnx
+
+    try:
+        return [value.name for value in onnx.load_model(path, load_external_data=False).graph.output]
+    except Exception as error:  # protobuf's and onnx's own kinds
+        raise ModelError(f"'{path.parent.name}/{path.name}' is not a readable ONNX file.", "Copy the folder again.") from error
+
+
+def _settled(kind: Kind, config: Mapping[str, Any]) -> Kind:
+    """A head for sequences with one number instead of classes is a regression."""
+    if kind.task == "classification" and config.get("problem_type") == "regression":
+        return Kind(kind.loader, kind.outputs, "regression", "rmse", kind.form)
+    return kind
 
 
 def _exported(

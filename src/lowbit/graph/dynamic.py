@@ -20,6 +20,7 @@ from lowbit.quiet import no_telemetry, no_warnings
 from lowbit.recipe import Recipe
 
 if TYPE_CHECKING:
+    import onnx
     import onnx_ir as ir
 
 OPERATORS = ("MatMul", "Gemm", "LSTM", "Attention")
@@ -42,7 +43,7 @@ def write_dynamic(prepared: Path, out: Path, recipe: Recipe) -> Path:
     out.parent.mkdir(parents=True, exist_ok=True)
     with no_warnings():  # its advice to run a pre-processing step that has already been done
         quantize_dynamic(
-            onnx.load_model(prepared),
+            _without_weight_shapes(onnx.load_model(prepared)),
             str(out),
             op_types_to_quantize=list(recipe.operators or OPERATORS),
             per_channel=recipe.weights.granularity == "per-channel",
@@ -54,6 +55,15 @@ def write_dynamic(prepared: Path, out: Path, recipe: Recipe) -> Path:
     if store_recurrent_weights(model, recipe) + keep_sums_apart(model):
         ir_files.write(model, out)
     return out
+
+
+def _without_weight_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Drops the noted shapes of weights: onnxruntime's quantizer turns a Gemm's weight and then stumbles over it."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    kept = [info for info in model.graph.value_info if info.name not in weights]
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(kept)
+    return model
 
 
 def store_recurrent_weights(model: ir.Model, recipe: Recipe) -> int:

@@ -79,7 +79,10 @@ def research(bits: int, word: str) -> Recipe:
     return Recipe(f"research-{word}", "qat", weights, QuantSpec("uint8"), "mse", transforms=("equalize", "fit"))
 
 
-RESEARCH = (research(4, "w4a8"), research(3, "w3a8"), research(2, "ternary"))
+PRUNED = replace(fitted("mse"), name="int8-pruned", method="prune")
+"""A model with fewer channels, trained, then like any other."""
+
+ON_REQUEST = (PRUNED, research(4, "w4a8"), research(3, "w3a8"), research(2, "ternary"))
 """Never tried unless asked for by name."""
 
 

@@ -14,7 +14,7 @@ from lowbit.data import Dataset, Preprocess, Split, open_data, split
 from lowbit.data.splits import refuse_leak
 from lowbit.errors import ModelError, UsageError, unknown
 from lowbit.frontends.bring import Incoming
-from lowbit.frontends.parity import check_parity
+from lowbit.frontends.parity import Run, check_parity
 from lowbit.graph.load import load_model, operator_counts
 from lowbit.graph.nncf_writer import installed as nncf_installed
 from lowbit.measure.metrics import Metric, metric_for
@@ -23,7 +23,7 @@ from lowbit.pipeline import training
 from lowbit.pipeline.context import Training, When
 from lowbit.pipeline.evaluate import call_batch
 from lowbit.pipeline.journal import SCHEMA as JOURNAL_SCHEMA
-from lowbit.pipeline.recipes import FP32, RESEARCH, Traits, recipes_for, traits
+from lowbit.pipeline.recipes import FP32, ON_REQUEST, Traits, recipes_for, traits
 from lowbit.pipeline.store import request_key
 from lowbit.recipe import Recipe
 from lowbit.runtimes import registry
@@ -131,8 +131,8 @@ def read_request(model: str | Path, data: Data, options: Options, incoming: Inco
     may_train = read_training(options, source, samples)
     kinds = traits(operator_counts(source.path))
     recipes = _recipes(options.recipes, recipes_for(kinds, nncf=options.nncf and nncf_installed()))
-    if incoming is not None:
-        source = replace(source, origin=replace(incoming.origin, parity=_parity(incoming, source, samples)))
+    if incoming is not None and incoming.origin is not None and incoming.run is not None:
+        source = replace(source, origin=replace(incoming.origin, parity=_parity(incoming.run, source, samples)))
     hardware = probe()
     key = request_key(
         source.sha256,
@@ -168,12 +168,12 @@ def _asked(options: Options, incoming: Incoming | None, samples: Dataset) -> tup
     return incoming.task, incoming.metric
 
 
-def _parity(incoming: Incoming, source: Model, samples: Dataset) -> Parity:
+def _parity(run: Run, source: Model, samples: Dataset) -> Parity:
     """The exported file against what it came from, on samples spread over the data."""
     rows = (np.arange(min(PARITY, len(samples))) * len(samples)) // min(PARITY, len(samples))
     size = call_batch(source.inputs, PARITY_BATCH)
     batches = (batch.feeds for batch in samples.subset(rows).batches(size) if len(batch.rows) == size or not call_batch(source.inputs, 0))
-    return check_parity(incoming.run, incoming.path, islice(batches, PARITY))
+    return check_parity(run, source.path, islice(batches, PARITY))
 
 
 def read_policy(options: Options, task: str, metric: Metric, own_batch: int) -> Policy:
@@ -217,8 +217,12 @@ def read_training(options: Options, model: Model, samples: Dataset) -> Training:
     """
     if options.qat not in get_args(When):
         raise unknown("choice for --qat", options.qat, get_args(When))
-    if options.qat == "always" and not training.installed():
-        raise UsageError("Training needs PyTorch, which is not installed.", "pip install 'lowbit[torch]', or leave --qat always out.")
+    asked = options.qat == "always" or any(recipe.name in options.recipes for recipe in ON_REQUEST)
+    if asked and not training.installed():
+        raise UsageError(
+            "Training needs PyTorch, which is not installed.",
+            "pip install 'lowbit[torch]', or ask for none.",
+        )
     minutes = _positive("Training time", options.qat_minutes)
     assert minutes is not None
     data = None
@@ -244,7 +248,7 @@ def _runtimes(names: Sequence[str]) -> tuple[Runtime, ...]:
 def _recipes(names: Sequence[str], known: list[Recipe]) -> tuple[Recipe, ...]:
     if not names:
         return tuple(known)
-    known = [*known, *RESEARCH]
+    known = [*known, *ON_REQUEST]
     by_name = {recipe.name: recipe for recipe in known}
     for name in names:
         if name not in by_name:

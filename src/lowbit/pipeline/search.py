@@ -29,7 +29,7 @@ from lowbit.pipeline.recipes import structure
 from lowbit.pipeline.score import recipe_of, score
 from lowbit.pipeline.screen import QuickTimes, plainly_slow
 from lowbit.pipeline.store import link_or_copy, need_space
-from lowbit.pipeline.training import train_artifact
+from lowbit.pipeline.training import TRAINED
 from lowbit.types import Batch, Candidate
 
 GLANCE = 64
@@ -89,14 +89,14 @@ def make_artifact(context: Context, entry: Plan) -> Path:
     if entry.recipe.method == "none":
         return context.store.out / "baseline" / "model.onnx"
     target = target_of(entry.runtime)
-    static = entry.recipe.method in ("static", "qat")  # its placement is the target's own; other writers know no targets
+    static = entry.recipe.method in ("static", *TRAINED)  # its placement is the target's own; other writers know no targets
     shared = context.store.artifact(f"{entry.recipe.name}-{target}" if static else entry.recipe.name)
     if not shared.exists():
         evidence = calibration(context) if entry.recipe.ranges else None
         feeds = context.calibration_feeds() if entry.recipe.method == "nncf" else []
-        if entry.recipe.method == "qat":
-            assert evidence is not None, f"{entry.recipe.name} starts from a calibrated model"
-            train_artifact(context, entry.recipe, shared, evidence, target)
+        if entry.recipe.method in TRAINED:
+            assert evidence is not None, f"{entry.recipe.name} needs calibration"
+            TRAINED[entry.recipe.method](context, entry.recipe, shared, evidence, target)
         else:
             quantize(
                 context.model.path,

@@ -1,4 +1,4 @@
-"""Make the artifact of a recipe that is trained: the static one first, then distillation on samples that may be learned from.
+"""Make the artifact of a recipe that is trained: by distillation, on samples that may be learned from.
 
 Neither the search samples nor the confirming ones are ever trained on: they judge.
 """
@@ -6,6 +6,7 @@ Neither the search samples nor the confirming ones are ever trained on: they jud
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,10 +22,16 @@ from lowbit.recipe import Recipe
 from lowbit.types import Array
 
 if TYPE_CHECKING:
+    from lowbit.train.distill import Kind
     from lowbit.train.pool import Pool
 
 MOST = 4096
 """Samples that are trained on: they are kept in memory."""
+
+SHARE = 0.65
+"""Of a model's arithmetic that pruning leaves: a half faster, where arithmetic is what takes the time."""
+
+PRUNING_EPOCHS = 20
 
 READ = 64
 """Samples read at once."""
@@ -50,8 +57,7 @@ def train_artifact(context: Context, recipe: Recipe, out: Path, evidence: Eviden
         ModelError: the graph has operators that cannot be trained.
         UsageError: PyTorch is not installed.
     """
-    if not installed():
-        raise UsageError(f"{recipe.name} needs PyTorch.", "pip install 'lowbit[train]', or leave the recipe out.")
+    _need_torch(recipe)
     from lowbit.train.qat import Settings, train
     from lowbit.train.twin import Twin
     from lowbit.train.write_back import write_back
@@ -60,9 +66,8 @@ def train_artifact(context: Context, recipe: Recipe, out: Path, evidence: Eviden
     start = out.with_name(f"{out.stem}-untrained.onnx")
     if not start.exists():
         quantize(context.model.path, context.store.prepared, static, start, evidence=evidence, target=target)
-    wanted = context.training
-    pool = training_pool(wanted.data or context.split.calibration, context.fixed_batch, labels=wanted.labels)
-    settings = replace(Settings(minutes=wanted.minutes), batch=context.fixed_batch or Settings.batch)
+    pool = _pool(context)
+    settings = Settings(minutes=context.training.minutes, batch=context.fixed_batch or Settings.batch)
     context.reporter.stage(f"Training {recipe.name} on {len(pool):,} samples", settings.epochs + 1)
     student = Twin(start, recipe=static)
     found = train(
@@ -70,13 +75,62 @@ def train_artifact(context: Context, recipe: Recipe, out: Path, evidence: Eviden
         Twin(context.store.prepared),
         pool,
         settings,
-        kind="classes" if context.metric.task == "classification" else "values",
+        kind=_kind(context),
         checkpoint=out.with_name(f"{out.stem}-training.pt"),
         on_epoch=lambda epoch: context.reporter.advance(epoch.number + 1),
     )
     context.reporter.note(f"{recipe.name} was trained for {found.seconds:.0f} s. {found.summary}")
     write_back(student, start, out)
     return out
+
+
+def prune_artifact(context: Context, recipe: Recipe, out: Path, evidence: Evidence, target: str) -> Path:
+    """Writes the artifact of a recipe whose method is "prune": channels go, what is left learns, and then it is quantized.
+
+    Args:
+        context: As in `train_artifact`.
+        recipe: Otherwise a static one, by which the pruned model is quantized.
+        out: Where it goes.
+        evidence: Of the prepared model.
+        target: Where it will run.
+
+    Raises:
+        DataError: too few samples.
+        ModelError: no channels can go, or the graph has operators that cannot be trained.
+        UsageError: PyTorch is not installed.
+    """
+    _need_torch(recipe)
+    from lowbit.train.prune import Pruning, shrink
+
+    pool, settings = _pool(context), Pruning(share=SHARE, rounds=1)
+    training = replace(settings.training, epochs=PRUNING_EPOCHS, minutes=context.training.minutes)
+    small = out.with_name(f"{out.stem}-pruned.onnx")
+    if not small.exists():
+        context.reporter.stage(f"Pruning, and training what is left on {len(pool):,} samples")
+        made = small.with_suffix(".tmp.onnx")
+        rounds = shrink(context.store.prepared, made, pool, replace(settings, training=training), kind=_kind(context)).rounds
+        made.replace(small)
+        context.reporter.note(f"{rounds[-1].predicted:.0%} of the arithmetic is left. {rounds[-1].trained.summary}")
+    own = Evidence(small, evidence.batches)
+    return quantize(context.model.path, small, replace(recipe, method="static"), out, evidence=own, target=target)
+
+
+TRAINED: Mapping[str, Callable[[Context, Recipe, Path, Evidence, str], Path]] = {"qat": train_artifact, "prune": prune_artifact}
+"""Method of a recipe -> what makes its artifact."""
+
+
+def _need_torch(recipe: Recipe) -> None:
+    if not installed():
+        raise UsageError(f"{recipe.name} needs PyTorch, which is not installed.", "pip install 'lowbit[torch]', or leave the recipe out.")
+
+
+def _kind(context: Context) -> Kind:
+    return "classes" if context.metric.task == "classification" else "values"
+
+
+def _pool(context: Context) -> Pool:
+    wanted = context.training
+    return training_pool(wanted.data or context.split.calibration, context.fixed_batch, labels=wanted.labels)
 
 
 def training_pool(data: Dataset, batch: int, *, labels: bool) -> Pool:

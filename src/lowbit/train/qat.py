@@ -28,6 +28,9 @@ from lowbit.train.distill import Distillation, Kind, hints, matching_factors
 from lowbit.train.pool import Pool
 from lowbit.train.twin import Twin
 
+WARM_UP = 0.05
+"""Share of the training in which the rates rise."""
+
 Loss = Callable[[Mapping[str, Tensor], Mapping[str, Tensor], Tensor | None], Tensor]
 """A user's own: (student's outputs, teacher's outputs, labels or None) -> scalar."""
 
@@ -40,7 +43,8 @@ class Settings:
         epochs: Most of them.
         minutes: Most time; the rates fall to zero by then.
         batch: Samples a step.
-        weight_rate: Most that a weight moves in a step, in steps of its grid (other constants: in hundredths of their size).
+        weight_rate: Most that a weight moves in a step, in steps of its grid over the root of its inputs: Adam moves all weights of a
+            product at once, and their changes add up. (Other constants: in hundredths of their size.)
         scale_rate: The same of a scale, as a share of itself.
         held_out: Share of the samples that judge.
         patience: Epochs without a better one after which to stop.
@@ -52,8 +56,8 @@ class Settings:
     epochs: int = 20
     minutes: float = 10.0
     batch: int = 32
-    weight_rate: float = 0.02
-    scale_rate: float = 1e-3
+    weight_rate: float = 0.1
+    scale_rate: float = 3e-4
     held_out: float = 0.1
     patience: int = 6
     label_share: float = 0.5
@@ -239,9 +243,10 @@ class _Run:
         return sum(losses) / max(len(losses), 1)
 
     def _set_rates(self, done: float) -> None:
-        """Half a cosine from the full rates to zero."""
+        """A short rise, while Adam's averages fill, then half a cosine down to zero."""
+        share = min(done / WARM_UP, 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+            group["lr"] = rate * share
 
     def _loss(self, feeds: Mapping[str, Tensor], labels: Tensor | None) -> Tensor:
         names = self.distillation.hints
@@ -275,12 +280,17 @@ def _groups(student: Twin, settings: Settings) -> list[dict[str, Any]]:
     found = []
     for name in student.plan.trained:
         parameter = student.weight(name)
-        step = step_of.get(name, 0.01 * _size(parameter))
+        step = step_of[name] / math.sqrt(_inputs(parameter)) if name in step_of else 0.01 * _size(parameter)
         found.append({"params": [parameter], "lr": settings.weight_rate * step})
     scales = {id(scale): scale for key in student.plan.grids for scale in [student.quantizer(key).scale]}
     for scale in scales.values():
         found.append({"params": [scale], "lr": settings.scale_rate * float(scale.detach().mean())})
     return found
+
+
+def _inputs(weight: Tensor) -> int:
+    """Inputs of one output: of convolutions [out, in, ...]; of matrices the longer side, whichever way they lie."""
+    return weight[0].numel() if weight.ndim > 2 else max(weight.shape, default=1)
 
 
 def _size(parameter: Tensor) -> float:
