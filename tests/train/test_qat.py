@@ -27,7 +27,7 @@ from lowbit.train.twin import Twin
 from lowbit.train.write_back import write_back
 from lowbit.types import Batch
 
-QUICK = Settings(epochs=3, batch=16, weight_rate=0.05, vary=False)
+QUICK = Settings(epochs=3, batch=16, weight_rate=0.5, scale_rate=1e-3, vary=False)
 INPUT = "input.1"
 
 

@@ -38,7 +38,8 @@ class Progress:
         key: Of what is trained, on what, and how: another key means another training.
         history: Epochs so far.
         best: Parameters of the best epoch.
-        latest: Parameters of the last one.
+        mean: Parameters on average over about the last one.
+        latest: Parameters at its end.
         optimizer: Its state.
         factors: Of the hints.
     """
@@ -46,6 +47,7 @@ class Progress:
     key: str
     history: tuple[Epoch, ...]
     best: Mapping[str, torch.Tensor]
+    mean: Mapping[str, torch.Tensor]
     latest: Mapping[str, torch.Tensor]
     optimizer: Mapping[str, Any]
     factors: Mapping[str, torch.Tensor]
@@ -54,7 +56,7 @@ class Progress:
         """Replaces what was there at once: a kill in the middle leaves the former epoch."""
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(f".{path.name}.tmp")
-        parts = {name: getattr(self, name) for name in ("key", "best", "latest", "optimizer", "factors")}
+        parts = {name: getattr(self, name) for name in ("key", "best", "mean", "latest", "optimizer", "factors")}
         with unfinished.open("wb") as file:
             torch.save({**parts, "history": [asdict(epoch) for epoch in self.history]}, file)
             file.flush()
@@ -75,6 +77,6 @@ class Progress:
             if found["key"] != key:
                 return None
             history = tuple(Epoch(**epoch) for epoch in found["history"])
-            return cls(key, history, *(found[name] for name in ("best", "latest", "optimizer", "factors")))
+            return cls(key, history, *(found[name] for name in ("best", "mean", "latest", "optimizer", "factors")))
         except Exception as error:  # torch raises whatever the reader of its file format did
             raise DataError(f"The checkpoint '{path.name}' cannot be read: {error}", "Remove it; training then starts anew.") from error

@@ -5,8 +5,10 @@
     write_back(student, qdq, out)
 
 Rounding is passed straight through and its scales are learned (train/fake_quantize.py). Steps are measured in units of what they
-change: a weight moves by a share of its grid's step, a scale by a share of itself, so that one setting serves 8 bits and 2. After every
-epoch the student answers samples it is not trained on; the best epoch is what remains, and that may be the one before the first.
+change: a weight moves by a share of its grid's step, a scale by a share of itself, so that one setting serves 8 bits and 2. Weights
+near the middle between two levels oscillate (Nagel et al. 2022, arXiv 2203.11086), so what is judged is the mean over about the last
+epoch (Polyak and Juditsky 1992). After every epoch it answers samples it is not trained on; the best mean is what remains, and that may be
+the student before the first epoch.
 """
 
 from __future__ import annotations
@@ -56,7 +58,7 @@ class Settings:
     epochs: int = 20
     minutes: float = 10.0
     batch: int = 32
-    weight_rate: float = 0.1
+    weight_rate: float = 0.05
     scale_rate: float = 3e-4
     held_out: float = 0.1
     patience: int = 6
@@ -159,7 +161,7 @@ class _Run:
         self.optimizer = torch.optim.Adam(_groups(student, settings))
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.history: list[Epoch] = []
-        self.best = _copied(student)
+        self.best, self.mean = _copied(student), _copied(student)
         self.key = _key(student, teacher, pool, settings, kind) if checkpoint is not None else ""
 
     def run(self) -> Trained:
@@ -191,7 +193,7 @@ class _Run:
         found = Progress.load(self.checkpoint, self.key) if self.checkpoint is not None else None
         if found is None:
             return False
-        self.history, self.best = list(found.history), dict(found.best)
+        self.history, self.best, self.mean = list(found.history), dict(found.best), dict(found.mean)
         self.student.load_state_dict(found.latest)
         self.optimizer.load_state_dict(dict(found.optimizer))
         self._use(found.factors)
@@ -202,12 +204,12 @@ class _Run:
     def _note(self, epoch: Epoch) -> None:
         """Remembers an epoch, in the file too."""
         if not self.history or epoch.held_out_loss < min(each.held_out_loss for each in self.history):
-            self.best = _copied(self.student)
+            self.best = {name: value.clone() for name, value in self.mean.items()}
         self.history.append(epoch)
         if self.checkpoint is not None:
             factors = dict(self.distillation.factors or {})
             latest, state = _copied(self.student), self.optimizer.state_dict()
-            Progress(self.key, tuple(self.history), self.best, latest, state, factors).save(self.checkpoint)
+            Progress(self.key, tuple(self.history), self.best, self.mean, latest, state, factors).save(self.checkpoint)
         self.on_epoch(epoch)
 
     def _done(self) -> str | None:
@@ -232,13 +234,14 @@ class _Run:
             spent = (self._seconds() + time.perf_counter() - started) / (60 * self.settings.minutes)
             if spent >= 1:
                 break
-            self._set_rates(max((number - 1 + index / steps) / self.settings.epochs, spent))
+            self._set_rates(max((number - 1 + (index + 1) / steps) / self.settings.epochs, spent))
             loss = self._loss(feeds, labels)
             if not torch.isfinite(loss):
                 return math.nan
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
+            self._average(1 / min((number - 1) * steps + index + 1, steps))
             losses.append(float(loss.detach()))
         return sum(losses) / max(len(losses), 1)
 
@@ -262,13 +265,21 @@ class _Run:
         return (1 - self.settings.label_share) * taught + self.settings.label_share * told
 
     @torch.no_grad()
+    def _average(self, share: float) -> None:
+        """Lets the newest parameters into the mean."""
+        for name, value in self.student.state_dict().items():
+            self.mean[name].lerp_(value, share)
+
+    @torch.no_grad()
     def _judged(self) -> float:
-        """The outputs' loss on the samples that are held out; infinite where it is not finite."""
-        total = 0.0
+        """The outputs' loss of the mean on the samples that are held out; infinite where it is not finite."""
+        total, latest = 0.0, _copied(self.student)
+        self.student.load_state_dict(self.mean)
         for feeds, labels in self.judging.batches(self.settings.batch):
             found, wanted = self.student(feeds), self.teacher(feeds)
             loss = self.own(found, wanted, labels) if self.own is not None else self.distillation.outputs(found, wanted, self.outputs)
             total += float(loss) * len(next(iter(feeds.values())))
+        self.student.load_state_dict(latest)
         return total / len(self.judging) if math.isfinite(total) else math.inf
 
 
