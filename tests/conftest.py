@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,3 +24,15 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         missing("../shared/data")
     return SHARED
+
+
+@pytest.fixture(scope="module")
+def short_timing() -> Iterator[None]:
+    """Real races, but short ones: for tests about what is done with times, not about the times."""
+    from lowbit.pipeline import finish, lengths, screen, tune
+
+    short = {"rounds": 3, "seconds_per_round": 0.01}
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in ((screen, "QUICK"), (tune, "QUICK"), (finish, "FINAL"), (lengths, "FINAL")):
+            patch.setattr(module, name, short)
+        yield
