@@ -43,7 +43,7 @@ def test_command_line_and_python_have_the_same_options() -> None:
     assert command is not None
     given = {parameter.name for parameter in command.params} - {"model", "data", "out", "form"}
     in_python = {field.name for field in fields(Options)} | {"weights", "allow_pickle", "example_shapes"}
-    seconds_and_milliseconds = {"max_latency": "max_latency_ms", "time_limit": "time_limit_s"}
+    seconds_and_milliseconds = {"max_latency": "max_latency_ms", "time_limit": "time_limit_s", "qat_time": "qat_minutes"}
     assert {seconds_and_milliseconds.get(name, name) for name in given} == in_python
 
 

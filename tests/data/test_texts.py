@@ -131,6 +131,19 @@ def test_answers_become_first_and_last_token(tmp_path: Path) -> None:
         opened(wrong, steps(form="question"))
 
 
+def test_a_question_that_is_too_long_is_said(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.jsonl", json.dumps({"question": "word " * 80, "context": "word word", "answer": "word"}) + "\n")
+    with pytest.raises(DataError, match="A sample does not fit in 64 tokens"):
+        opened(path, steps(form="question"))
+
+
+@pytest.mark.parametrize("extra", [{"answer": 1990}, {"answer": "x", "answer_start": "here"}, {"answers": ["nowhere"]}])
+def test_answers_of_an_odd_kind_are_refused_kindly(tmp_path: Path, extra: dict[str, Any]) -> None:
+    path = write(tmp_path, "a.jsonl", json.dumps({"question": "who", "context": "word word", **extra}) + "\n")
+    with pytest.raises(DataError, match="is not in its context"):
+        opened(path, steps(form="question"))
+
+
 def test_the_steps_come_back_from_their_files(tmp_path: Path) -> None:
     before = steps(columns=("sentence",), length=32, labels=("no", "yes"), pad_left=True)
     write(tmp_path, "preprocess.yaml", before.to_yaml())

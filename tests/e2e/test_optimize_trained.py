@@ -138,8 +138,9 @@ def test_research_recipes_are_tried_only_when_they_are_asked_for(case: Case, out
 
 
 def test_a_pruned_model_is_smaller_and_passes_the_same_gate(case: Case, pool: Path, tmp_path: Path) -> None:
-    model = wide(tmp_path / "wide.onnx")
     data = dict(np.load(case.data))
+    model = wide(tmp_path / "wide.onnx")
+    model = wide(model, -reference(model, {"x": data["images"]})["y"].mean(0))  # centred, every class has its samples
     data["labels"] = reference(model, {"x": data["images"]})["y"].argmax(1)
     np.savez(tmp_path / "data.npz", **data)
     asked = {"recipes": ("int8-pruned", *STATIC), "runtimes": ("onnxruntime",), "rounds": 3, "qat_minutes": SECONDS, "train": pool}
@@ -152,11 +153,12 @@ def test_a_pruned_model_is_smaller_and_passes_the_same_gate(case: Case, pool: Pa
     assert {tensor.dims[0] for tensor in stored if len(tensor.dims) == 4} <= {16, 32}  # of 48 channels
 
 
-def wide(path: Path) -> Path:
+def wide(path: Path, shift: np.ndarray | None = None) -> Path:  # type: ignore[type-arg]
     """Conv, Relu, Conv, Relu, mean, Gemm: 48 channels, x [N, 3, 8, 8] -> y [N, 10]."""
     rng = np.random.default_rng(0)
     shapes = {"w1": (48, 3, 3, 3), "b1": (48,), "w2": (48, 48, 3, 3), "b2": (48,), "w3": (48, 10), "b3": (10,)}
     weights = {name: rng.normal(0, 0.1, shape).astype(np.float32) for name, shape in shapes.items()}
+    weights["b3"] = np.zeros(10, np.float32) if shift is None else shift.astype(np.float32)
     nodes = [
         helper.make_node("Conv", ["x", "w1", "b1"], ["c1"], name="conv1", pads=[1, 1, 1, 1]),
         helper.make_node("Relu", ["c1"], ["r1"], name="relu1"),
@@ -167,3 +169,16 @@ def wide(path: Path) -> Path:
         helper.make_node("Gemm", ["f", "w3", "b3"], ["y"], name="gemm"),
     ]
     return save(path, nodes, {"x": (1, ["N", 3, 8, 8])}, {"y": (1, ["N", 10])}, weights)
+
+
+def test_asked_for_always_it_is_trained_once(case: Case, pool: Path, tmp_path: Path) -> None:
+    options = {"max_drop": "5pp", "recipes": STATIC, "runtimes": ("onnxruntime",), "rounds": 3, "train": pool, "qat": "always"}
+    for _ in range(2):
+        optimize(case.model, case.data, out=tmp_path / "bundle", qat_minutes=SECONDS, **options)  # type: ignore[arg-type]
+    assert [name for name in entries(tmp_path / "bundle") if name.startswith("int8-qat")] == ["int8-qat@onnxruntime"]
+
+
+def test_labels_of_other_classes_are_refused(case: Case, out: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "more.npz", images=images(60, seed=5), labels=np.full(60, 12))
+    with pytest.raises(DataError, match=r"has class 12; the model gives 10 scores"):
+        qat(out, case.data, train=tmp_path / "more.npz", train_labels=True, minutes=SECONDS)

@@ -246,8 +246,10 @@ def test_weights_without_a_model_and_things_that_are_no_model_are_refused(tmp_pa
         kind_of(tmp_path / "w.pth")
     with pytest.raises(UsageError, match="A list is no model"):
         kind_of([1])
-    with pytest.raises(UsageError, match="--weights is for PyTorch models"):
+    with pytest.raises(UsageError, match="--weights is for PyTorch modules; an ONNX file has its own"):
         bring_in(tmp_path / "net.onnx", {}, tmp_path, How(weights="w.pt"))
+    with pytest.raises(UsageError, match=r"--weights is for PyTorch modules; a \.pt2 file has its own"):
+        bring_in(tmp_path / "net.pt2", {}, tmp_path, How(weights="w.pt"))
 
 
 # Weights ---------------------------------------------------------------------------------------------------------------

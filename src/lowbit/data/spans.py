@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,10 +34,10 @@ def word_labels(given: Sequence[Any], samples: Sequence[Words], text: Text) -> A
         DataError: another number of labels than words, or a name that is not the model's.
     """
     assert isinstance(text.length, int), "the length is settled first"
-    ids = {name: number for number, name in enumerate(text.labels)}
+    ids = {name.lower(): number for number, name in enumerate(text.labels)}
     labels = np.full((len(samples), text.length), IGNORED, np.int64)
     for row, (values, words, encoding) in enumerate(zip(given, samples, text.encode(samples), strict=True)):
-        tags = values.split() if isinstance(values, str) else list(values or [])
+        tags = values.split() if isinstance(values, str) else list(values) if isinstance(values, Iterable) else []
         if len(tags) != len(words.parts):
             raise DataError(f"Sample {row + 1} has {len(words.parts)} words and {len(tags)} labels.", "Give one label a word.")
         previous = None
@@ -49,8 +49,8 @@ def word_labels(given: Sequence[Any], samples: Sequence[Words], text: Text) -> A
 
 
 def _class_of(tag: Any, ids: Mapping[str, int], row: int) -> int:
-    if isinstance(tag, str) and tag in ids:
-        return ids[tag]
+    if isinstance(tag, str) and tag.lower() in ids:
+        return ids[tag.lower()]
     try:
         return int(tag)
     except (TypeError, ValueError):
@@ -95,10 +95,15 @@ def _characters(row: Mapping[str, Any], context: str, number: int) -> tuple[int,
         texts, starts = answers.get("text") or [], answers.get("answer_start") or []
         texts, starts = ([texts], [starts]) if isinstance(texts, str) else (texts, starts)
     else:
-        texts, starts = ([answers] if answers else []), [row["answer_start"]] if "answer_start" in row else []
+        texts = answers if isinstance(answers, list) else [answers] if answers else []
+        starts = [row["answer_start"]] if row.get("answer_start") is not None else []
     if not texts:
         return 0, 0
-    start = int(starts[0]) if starts else context.find(str(texts[0]))
+    texts = [str(each) for each in texts]
+    try:
+        start = int(starts[0]) if starts else context.find(texts[0])
+    except (TypeError, ValueError):
+        start = -1
     if start < 0 or context[start : start + len(texts[0])] != texts[0]:
         raise DataError(
             f"Sample {number + 1}: the answer '{str(texts[0])[:40]}' is not in its context.", "Give `answer_start` in characters."

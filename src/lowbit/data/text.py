@@ -117,14 +117,24 @@ class Text:
         return Words(parts, self.form == "words")
 
     def encode(self, samples: Sequence[Words]) -> list[Encoding]:
-        """What the tokenizer makes of samples: cut, and padded once `length` is settled."""
+        """What the tokenizer makes of samples: cut, and padded once `length` is settled.
+
+        Raises:
+            DataError: what must not be cut is longer than what is allowed.
+        """
         length = None if self.length == "auto" else self.length
         tokenizer = _tokenizer(self.tokenizer, length or self.max_length, length, self.pad_id, self.pad_token, self.pad_left, self.form)
         found: list[Encoding] = []
         for start in range(0, len(samples), CHUNK):
             chunk = samples[start : start + CHUNK]
             inputs = [list(one.parts) if one.split else one.parts[0] if len(one.parts) == 1 else one.parts[:2] for one in chunk]
-            found += tokenizer.encode_batch(inputs, is_pretokenized=bool(chunk[0].split))
+            try:
+                found += tokenizer.encode_batch(inputs, is_pretokenized=bool(chunk[0].split))
+            except Exception as error:  # the library raises Exception itself
+                raise DataError(
+                    f"A sample does not fit in {length or self.max_length} tokens: {error}",
+                    "The question alone may be that long: shorten it, or allow more tokens.",
+                ) from error
         return found
 
     def feeds(self, samples: Sequence[Any], inputs: Sequence[TensorInfo]) -> Feeds:

@@ -93,7 +93,7 @@ def open_texts(path: Path, request: Request) -> TextSource:
     lines = [f"{path.name}, row {number}" for number in range(1, len(rows) + 1)]
     samples = _samples(rows, replace(text, columns=columns), lines)
     given = None if target is None else [row.get(target) for row in rows]
-    slices = {name: as_slice(name, [row[name] for row in rows]) for name in request.slices}
+    slices = {name: as_slice(name, [row.get(name, "") for row in rows]) for name in request.slices}
     if text.form == "both":
         # Two columns of one row are two samples, which carry the row's number and similarity: a pair.
         samples = [Words((part,)) for one in samples for part in one.parts]

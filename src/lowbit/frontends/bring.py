@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.export import ExportedProgram
 
+OWN = {"onnx": "an ONNX file", "huggingface": "a Hugging Face folder", "pt2": "a .pt2 file", "program": "an exported program"}
 WEIGHTS = (".pt", ".pth", ".th", ".bin", ".ckpt", ".safetensors")
 
 
@@ -112,6 +113,8 @@ def bring_in(model: Any, data: Any, folder: Path, how: How, preprocess: Preproce
     if kind == "onnx":
         _check_unused(how)
         return None
+    if kind in ("huggingface", "pt2", "program"):
+        _check_unused(how, kind)
     if kind == "huggingface":
         from lowbit.frontends.huggingface import bring_folder
 
@@ -239,10 +242,10 @@ def _on_cpu(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module).cpu()
 
 
-def _check_unused(how: How) -> None:
+def _check_unused(how: How, kind: str = "onnx") -> None:
     said = {"--weights": how.weights, "--example-shape": how.example_shapes or None, "example_inputs": how.example_inputs}
     if given := [name for name, value in said.items() if value is not None]:
-        raise UsageError(f"{' and '.join(given)} {'is' if len(given) == 1 else 'are'} for PyTorch models; an ONNX file has its own.")
+        raise UsageError(f"{' and '.join(given)} {'is' if len(given) == 1 else 'are'} for PyTorch modules; {OWN[kind]} has its own.")
 
 
 def need(*modules: str, extra: str) -> None:

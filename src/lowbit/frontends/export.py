@@ -127,14 +127,25 @@ def _save(program: Any, path: Path) -> None:
     proto = program.model_proto
     if proto.ByteSize() > MAX_BYTES:
         raise ModelError(f"The exported model has {proto.ByteSize() / 1e9:.1f} GB; up to {MAX_BYTES / 1e9:.0f} GB can be optimized.")
-    graph = proto.graph
-    for part in (proto, graph, *graph.node, *graph.input, *graph.output, *graph.initializer, *graph.value_info):
+    proto.ClearField("metadata_props")
+    _clear(proto.graph)
+    for function in proto.functions:
+        for part in (function, *function.node, *function.value_info):
+            part.ClearField("metadata_props")
+            part.ClearField("doc_string")
+    onnx.save_model(proto, path)
+
+
+def _clear(graph: Any) -> None:
+    """Takes the notes off a graph and those inside its nodes (branches, loops)."""
+    for part in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer, *graph.value_info):
         part.ClearField("metadata_props")
         part.ClearField("doc_string")
     for node in graph.node:
         for attribute in node.attribute:
             attribute.ClearField("doc_string")
-    onnx.save_model(proto, path)
+            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                _clear(inner)
 
 
 @contextmanager

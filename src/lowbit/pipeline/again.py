@@ -50,12 +50,13 @@ def qat(
     start = next(Journal(folder / "journal.jsonl").events(), {})
     if "options" not in start:
         raise UsageError(f"'{folder.name}' does not say how it was made.", "Run lowbit optimize once more, with --qat always.")
+    settled = {name: start["policy"][name] for name in ("task", "metric")}  # a folder's own, where the user named none
     kept: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in start["options"].items()}
     options = Options(
-        **kept,
+        **{**kept, **{name: kept[name] or value for name, value in settled.items()}},
         preprocess=folder / manifest.preprocess if manifest.preprocess else None,
         calibration=calibration,
-        qat="always",
+        qat="again",
         qat_minutes=minutes,
         train=train,
         train_labels=train_labels,

@@ -23,7 +23,7 @@ from lowbit.runtimes.base import Runtime
 from lowbit.runtimes.hardware import Hardware
 from lowbit.types import Array, Feeds, Model, Policy
 
-When = Literal["auto", "always", "never"]
+When = Literal["auto", "always", "again", "never"]
 
 BASELINE = "fp32@onnxruntime"
 """Id of the baseline: the source in its own precision on onnxruntime's CPU provider with default options."""
@@ -34,7 +34,7 @@ class Training:
     """What a run may do to train.
 
     Attributes:
-        when: "auto": where nothing else holds the budget; "always"; "never".
+        when: "auto": where nothing else holds the budget; "always"; "again": although it was done before; "never".
         minutes: Most time a candidate is trained for.
         data: Samples to learn from; None means those that calibrate.
         labels: Learn from their labels as well as from the FP32 model.
@@ -109,6 +109,12 @@ class Context:
         over = self.deadline is not None and time.monotonic() >= self.deadline
         self.cut_short = self.cut_short or over
         return over
+
+    def minutes_left(self) -> float:
+        """That a candidate may be trained for: what was allowed, or what the time limit leaves."""
+        if self.deadline is None:
+            return self.training.minutes
+        return min(self.training.minutes, (self.deadline - time.monotonic()) / 60)
 
     @property
     def fixed_batch(self) -> int:

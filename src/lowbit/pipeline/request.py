@@ -11,8 +11,9 @@ from typing import Any, get_args
 import numpy as np
 
 from lowbit.data import Dataset, Preprocess, Split, open_data, split
+from lowbit.data.fit import some
 from lowbit.data.splits import refuse_leak
-from lowbit.errors import ModelError, UsageError, unknown
+from lowbit.errors import DataError, ModelError, UsageError, unknown
 from lowbit.frontends.bring import Incoming
 from lowbit.frontends.parity import Run, check_parity
 from lowbit.graph.load import load_model, operator_counts
@@ -128,7 +129,7 @@ def read_request(model: str | Path, data: Data, options: Options, incoming: Inco
     if options.calibration is not None:
         calibration = open_data(options.calibration, source.inputs, samples.preprocess, target=options.target)
     parts = split(samples, calibration, metric.groups(samples.labels))
-    may_train = read_training(options, source, samples)
+    may_train = read_training(options, source, samples, task)
     kinds = traits(operator_counts(source.path))
     recipes = _recipes(options.recipes, recipes_for(kinds, nncf=options.nncf and nncf_installed()))
     if incoming is not None and incoming.origin is not None and incoming.run is not None:
@@ -209,7 +210,7 @@ def read_policy(options: Options, task: str, metric: Metric, own_batch: int) -> 
     )
 
 
-def read_training(options: Options, model: Model, samples: Dataset) -> Training:
+def read_training(options: Options, model: Model, samples: Dataset, task: str) -> Training:
     """What may be done to train, with its samples opened.
 
     Raises:
@@ -217,7 +218,7 @@ def read_training(options: Options, model: Model, samples: Dataset) -> Training:
     """
     if options.qat not in get_args(When):
         raise unknown("choice for --qat", options.qat, get_args(When))
-    asked = options.qat == "always" or any(recipe.name in options.recipes for recipe in ON_REQUEST)
+    asked = options.qat in ("always", "again") or any(recipe.name in options.recipes for recipe in ON_REQUEST)
     if asked and not training.installed():
         raise UsageError(
             "Training needs PyTorch, which is not installed.",
@@ -229,7 +230,30 @@ def read_training(options: Options, model: Model, samples: Dataset) -> Training:
     if options.train is not None:
         data = open_data(options.train, model.inputs, samples.preprocess, target=options.target)
         refuse_leak(data, samples, "training")
+    if options.train_labels:
+        _check_labels(data if data is not None else samples, samples, model, task)
     return Training(options.qat, minutes, data, options.train_labels)
+
+
+def _check_labels(data: Dataset, samples: Dataset, model: Model, task: str) -> None:
+    """Refuses labels that the loss cannot take, before anything is computed.
+
+    Raises:
+        UsageError: there are none, or the task has no classes. DataError: other classes than those that judge.
+    """
+    if data.labels is None:
+        raise UsageError(f"'{data.name}' has no labels to train on.", "Leave --train-labels out: distillation needs none.")
+    shape = model.outputs[0].shape
+    if task != "classification" or len(shape) != 2 or shape[1] == 1:
+        raise UsageError("--train-labels is for models that score every class.", "Leave it out: distillation needs no labels.")
+    if data.classes != samples.classes:
+        raise DataError(
+            f"'{data.name}' has the classes {some(data.classes or ())}, the data that judge {some(samples.classes or ())}.",
+            "Give the same classes, or leave --train-labels out.",
+        )
+    most = int(np.max(data.labels, initial=0))
+    if isinstance(shape[1], int) and most >= shape[1]:
+        raise DataError(f"'{data.name}' has class {most}; the model gives {shape[1]} scores.", "Number classes from 0, as the model does.")
 
 
 def read_preprocess(given: str | Path | Preprocess | None) -> Preprocess | None:

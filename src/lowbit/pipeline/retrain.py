@@ -19,17 +19,21 @@ from lowbit.pipeline.screen import QuickTimes
 from lowbit.pipeline.search import try_candidate
 from lowbit.types import Candidate
 
+LEAST_MINUTES = 0.02
+"""Training that has less time than this is not begun."""
+
 
 def asked_to_train(context: Context) -> bool:
-    """Whether a run that is complete has more to do: training was asked for and not named by a recipe."""
-    return context.training.when == "always"
+    """Whether training was asked for that has not happened yet; on a bundle that is there already it happens once more."""
+    tried = any(each.recipe.startswith(QAT) for each in context.state.candidates.values())
+    return context.training.when == "again" or (context.training.when == "always" and not tried)
 
 
 def retrain(context: Context, quick: QuickTimes) -> None:
     """Adds a trained candidate where it may help, or where it was asked for, and says why where it cannot."""
     always = asked_to_train(context)
     base = base_of(context.state.candidates.values(), context, always=always)
-    if base is None or context.training.when == "never" or context.out_of_time():
+    if base is None or context.training.when == "never" or context.out_of_time() or context.minutes_left() < LEAST_MINUTES:
         if always and base is None:
             context.reporter.note("There is no static integer candidate to train: all failed or are broken.")
         return

@@ -67,7 +67,7 @@ def train_artifact(context: Context, recipe: Recipe, out: Path, evidence: Eviden
     if not start.exists():
         quantize(context.model.path, context.store.prepared, static, start, evidence=evidence, target=target)
     pool = _pool(context)
-    settings = Settings(minutes=context.training.minutes, batch=context.fixed_batch or Settings.batch)
+    settings = Settings(minutes=max(context.minutes_left(), 0.01), batch=context.fixed_batch or Settings.batch)
     context.reporter.stage(f"Training {recipe.name} on {len(pool):,} samples", settings.epochs + 1)
     student = Twin(start, recipe=static)
     found = train(
@@ -80,7 +80,9 @@ def train_artifact(context: Context, recipe: Recipe, out: Path, evidence: Eviden
         on_epoch=lambda epoch: context.reporter.advance(epoch.number + 1),
     )
     context.reporter.note(f"{recipe.name} was trained for {found.seconds:.0f} s. {found.summary}")
-    write_back(student, start, out)
+    whole = out.with_name(f"{out.stem}-whole.onnx")
+    write_back(student, start, whole)
+    whole.replace(out)  # what is there is finished
     return out
 
 
@@ -103,7 +105,7 @@ def prune_artifact(context: Context, recipe: Recipe, out: Path, evidence: Eviden
     from lowbit.train.prune import Pruning, shrink
 
     pool, settings = _pool(context), Pruning(share=SHARE, rounds=1)
-    training = replace(settings.training, epochs=PRUNING_EPOCHS, minutes=context.training.minutes)
+    training = replace(settings.training, epochs=PRUNING_EPOCHS, minutes=max(context.minutes_left(), 0.01))
     small = out.with_name(f"{out.stem}-pruned.onnx")
     if not small.exists():
         context.reporter.stage(f"Pruning, and training what is left on {len(pool):,} samples")
@@ -151,7 +153,12 @@ def training_pool(data: Dataset, batch: int, *, labels: bool) -> Pool:
     rows = np.arange(len(data)) if len(data) <= MOST else np.arange(MOST) * len(data) // MOST
     batches = [each.feeds for each in data.subset(rows).batches(batch or READ)]
     feeds = {name: _joined([each[name] for each in batches]) for name in batches[0]}
-    return Pool(feeds, data.labels[rows] if labels and data.labels is not None else None, images=data.preprocess.kind == "image")
+    return Pool(feeds, data.labels[rows] if labels and data.labels is not None else None, images=_are_images(data, feeds))
+
+
+def _are_images(data: Dataset, feeds: Mapping[str, Array]) -> bool:
+    """Whether all that is fed are images [N, C, H, W], which may be mirrored and shifted."""
+    return data.preprocess.kind == "image" and data.preprocess.layout == "nchw" and all(each.ndim == 4 for each in feeds.values())
 
 
 def _joined(parts: list[Array]) -> Array:

@@ -15,6 +15,7 @@ from lowbit.bundle.schema import CalibrationEntry, DataEntry, EnvironmentEntry, 
 from lowbit.graph.load import external_files
 from lowbit.pipeline.context import BASELINE, Context
 from lowbit.pipeline.lengths import sentences
+from lowbit.pipeline.recipes import PRUNED, QAT
 from lowbit.pipeline.store import link_or_copy
 from lowbit.types import Candidate, Decision
 
@@ -89,7 +90,8 @@ def write_result(context: Context, candidate: Candidate, decision: Decision) -> 
 
 def pruned(out: Path, candidate: Candidate, chosen: str) -> Candidate:
     """The candidate without its artifact, which is deleted. What ships stays: it is the same file as `model/`."""
-    if candidate.artifact is None or candidate.artifact.startswith("baseline/") or candidate.id == chosen:
+    trained = candidate.recipe.startswith((QAT, PRUNED.name, "research-"))  # made again it would be another model
+    if candidate.artifact is None or candidate.artifact.startswith("baseline/") or candidate.id == chosen or trained:
         return candidate
     (out / candidate.artifact).unlink(missing_ok=True)
     return replace(candidate, artifact=None)

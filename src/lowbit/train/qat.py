@@ -314,7 +314,8 @@ def _copied(student: Twin) -> dict[str, Tensor]:
 
 
 def _key(student: Twin, teacher: Twin, pool: Pool, settings: Settings, kind: Kind) -> str:
-    digest = hashlib.sha256(f"{settings} {kind}".encode())
+    digest = hashlib.sha256(f"{settings} {kind} {pool.images}".encode())
+    digest.update(b"" if pool.labels is None else pool.labels.tobytes())
     parts: Iterable[bytes] = (
         *(value.numpy().tobytes() for twin in (student, teacher) for value in twin.state_dict().values()),
         *(values.tobytes() for values in pool.feeds.values()),
