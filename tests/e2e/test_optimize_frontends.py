@@ -100,8 +100,7 @@ def test_a_folder_and_a_table_are_all_that_is_needed(
 def check_lengths(bundle: Bundle, printed: str) -> None:
     """Every usual sequence length up to the data's own was timed, and the reader hears of it; not where the original stays."""
     chosen = bundle.manifest.chosen
-    if chosen.id != "int8-dynamic@onnxruntime":  # so small a model may be as fast in FP32, by what this machine does meanwhile
-        assert chosen.precision == "fp32"
+    if chosen.id == "fp32@onnxruntime":  # so small a model may be as fast as it was, by what this machine does meanwhile
         assert not chosen.by_length
         return
     assert [(entry.tokens, entry.batch) for entry in chosen.by_length] == [(16, 1), (32, 1)]
