@@ -6,6 +6,7 @@ control is given: one number a sample whose mean is the metric (or the fidelity 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,7 @@ Columns = dict[str, Array]
 
 
 @dataclass(frozen=True)
-class Task:
+class Task(ABC):
     """One kind of model.
 
     Attributes:
@@ -39,9 +40,9 @@ class Task:
     higher_is_better: bool = True
     extras: tuple[tuple[str, Statistic], ...] = ()
 
+    @abstractmethod
     def columns(self, outputs: Outputs, reference: Outputs, labels: Array | None) -> Columns:
         """Per-sample columns [n]; `reference` holds the FP32 outputs of the same samples."""
-        raise NotImplementedError
 
     def score(self, outputs: Outputs, reference: Outputs, labels: Array | None) -> Array:
         """[n]: the mean over samples is what accuracy control must not lose."""

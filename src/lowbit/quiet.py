@@ -1,4 +1,4 @@
-"""Keeps the libraries below from reporting home, and from writing to the user's home for that end.
+"""Keeps the libraries below quiet: from reporting home, from writing to the user's home for that end, and from talking over us.
 
 onnxruntime (1.29 and later, not only on Windows) sends model and session facts to its maker, and keeps a
 device id and a database of events in the cache folder. `ORT_DISABLE_TELEMETRY=1`, set before it is
@@ -15,11 +15,13 @@ A program that imports those libraries itself, before lowbit does, keeps the tel
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 
 def no_telemetry() -> None:
@@ -29,11 +31,19 @@ def no_telemetry() -> None:
 
 
 @contextmanager
-def no_warnings() -> Iterator[None]:
-    """Holds back log lines below errors: a library's advice to someone who calls it directly is noise to our users."""
+def no_warnings(most: int = logging.WARNING) -> Iterator[None]:
+    """Holds back log lines up to a level: a library's advice to someone who calls it directly is noise to our users."""
     previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(most)
     try:
         yield
     finally:
         logging.disable(previous)
+
+
+@contextmanager
+def no_output(most: int = logging.WARNING) -> Iterator[None]:
+    """Holds back all that a library prints, warns and logs (up to a level); what matters is in its exceptions."""
+    with no_warnings(most), warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield

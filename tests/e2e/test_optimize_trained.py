@@ -94,7 +94,9 @@ def test_an_interrupted_training_goes_on(case: Case, pool: Path, tmp_path: Path,
     assert epochs == [0, 1, 2]
     optimize(case.model, case.data, out=tmp_path / "bundle", qat_minutes=0.5, **options)  # type: ignore[arg-type]
     assert epochs[3] == 3
-    assert entries(tmp_path / "bundle")["int8-qat@onnxruntime"]["status"] == "done"
+    candidate = entries(tmp_path / "bundle")["int8-qat@onnxruntime"]
+    assert candidate["status"] in ("done", "dropped")  # dropped: a faster one is as good, which is the machine's mood
+    assert candidate["search"]["broken"] is None
 
 
 def test_samples_that_judge_are_not_learned_from(case: Case, out: Path) -> None:

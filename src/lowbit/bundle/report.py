@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import math
 from html import escape
-from importlib.resources import files
 
 from lowbit.bundle import charts, words
 from lowbit.bundle.report_layers import layers_section, mixed_sentences
-from lowbit.bundle.report_parts import bullets, chip, code_block, facts, section, tile
+from lowbit.bundle.report_parts import bullets, chip, code_block, facts, page, section, tile
 from lowbit.bundle.report_tables import candidate_table, latency_bars, length_table, slice_rows, throughput_table, turned_down
 from lowbit.bundle.schema import CandidateEntry, Manifest
 from lowbit.compress.explain import Layers
@@ -40,15 +39,8 @@ def render_report(manifest: Manifest, *, title: str | None = None, layers: Layer
         _run(manifest),
         _method(manifest),
     )
-    css = files("lowbit.bundle").joinpath("report.css").read_text(encoding="utf-8")
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n<link rel="icon" href="data:,">\n'
-        f"<title>{escape(name)} · lowbit</title>\n<style>\n{css}</style>\n</head>\n<body>\n{_header(manifest, name)}\n<main>\n"
-        + "\n".join(part for part in sections if part)
-        + f"\n</main>\n{_footer(manifest)}\n</body>\n</html>\n"
-    )
+    main = "\n".join(part for part in sections if part)
+    return page(f"{name} · lowbit", f"{_header(manifest, name)}\n<main>\n{main}\n</main>\n{_footer(manifest)}\n")
 
 
 def _header(manifest: Manifest, name: str) -> str:

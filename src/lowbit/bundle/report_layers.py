@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 
 from lowbit.bundle import words
-from lowbit.bundle.report_parts import bullets, section
+from lowbit.bundle.report_parts import bullets, page, section
 from lowbit.bundle.schema import Manifest
 from lowbit.compress.explain import Layer, Layers, leave_in_float, why
 from lowbit.errors import DataError
@@ -161,12 +160,5 @@ def _row(layer: Layer, shared: bool) -> str:
 
 def layers_page(layers: Layers, title: str) -> str:
     """A page of its own, as `lowbit analyze --out` writes it: offline, no script."""
-    css = files("lowbit.bundle").joinpath("report.css").read_text(encoding="utf-8")
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n<link rel="icon" href="data:,">\n'
-        f"<title>{escape(title)} · lowbit analyze</title>\n<style>\n{css}</style>\n</head>\n<body>\n"
-        f'<header><p class="brand"><b>lowbit</b><span>{escape(title)}</span></p></header>\n'
-        f"<main>\n{layers_section(layers)}\n</main>\n</body>\n</html>\n"
-    )
+    header = f'<header><p class="brand"><b>lowbit</b><span>{escape(title)}</span></p></header>'
+    return page(f"{title} · lowbit analyze", f"{header}\n<main>\n{layers_section(layers)}\n</main>\n")

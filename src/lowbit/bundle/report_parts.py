@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from html import escape
+from importlib.resources import files
 
 from lowbit.bundle.schema import CandidateEntry
 
@@ -17,6 +18,17 @@ _CHIPS = {
     "baseline": "baseline",
     "failed": "failed",
 }
+
+
+def page(title: str, body: str) -> str:
+    """A whole page, offline and without scripts; `body` is HTML."""
+    css = files("lowbit.bundle").joinpath("report.css").read_text(encoding="utf-8")
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n<link rel="icon" href="data:,">\n'
+        f"<title>{escape(title)}</title>\n<style>\n{css}</style>\n</head>\n<body>\n{body}</body>\n</html>\n"
+    )
 
 
 def kind(entry: CandidateEntry, baseline_id: str) -> str:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import logging
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lowbit.errors import ModelError
 from lowbit.frontends.trouble import about_shapes, explain
+from lowbit.quiet import no_output
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -61,7 +60,7 @@ def export_module(module: nn.Module, inputs: Inputs, path: Path, outputs: Sequen
     first: Exception | None = None
     for shapes in _axes(inputs, max_tokens):
         try:
-            with inference(module), _quiet():
+            with inference(module), no_output(logging.CRITICAL):
                 program = _to_onnx(module, tuple(inputs.values()), list(inputs), outputs, shapes)
         except Exception as error:  # torch raises a dozen kinds
             first = first or error
@@ -83,7 +82,7 @@ def export_program(program: ExportedProgram, path: Path, outputs: Sequence[str])
     import torch
 
     try:
-        with _quiet():
+        with no_output(logging.CRITICAL):
             converted = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False, output_names=list(outputs))
     except Exception as error:
         raise explain(error, path.stem, program, ()) from error
@@ -146,16 +145,3 @@ def _clear(graph: Any) -> None:
             attribute.ClearField("doc_string")
             for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
                 _clear(inner)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps the exporter's progress, warnings and dumps of graphs off the screen; what matters is in its exception."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

@@ -142,24 +142,22 @@ def _norm(flow: Flow, node: ir.Node) -> Carried | None:
 
 
 def _reduce(flow: Flow, node: ir.Node) -> Carried | None:
-    given, axes = flow.of(node.inputs[0]), _axes(node)
-    if given is None or not axes:
-        return None
-    gone = {axis if axis < 0 else axis - given.rank for axis in axes}
-    if given.axis in gone:
-        return None
-    if _int(node, "keepdims", 1):
-        return given
-    return Carried(given.channels, given.axis + sum(axis > given.axis for axis in gone), given.rank - len(gone))
+    return _without(flow.of(node.inputs[0]), _axes(node), kept=bool(_int(node, "keepdims", 1)))
 
 
 def _squeeze(flow: Flow, node: ir.Node) -> Carried | None:
-    given, axes = flow.of(node.inputs[0]), _axes(node)
+    return _without(flow.of(node.inputs[0]), _axes(node), kept=False)
+
+
+def _without(given: Carried | None, axes: Sequence[int] | None, *, kept: bool) -> Carried | None:
+    """Channels once other axes have gone, or have `kept` their place with a single element."""
     if given is None or not axes:
         return None
     gone = {axis if axis < 0 else axis - given.rank for axis in axes}
     if given.axis in gone:
         return None
+    if kept:
+        return given
     return Carried(given.channels, given.axis + sum(axis > given.axis for axis in gone), given.rank - len(gone))
 
 

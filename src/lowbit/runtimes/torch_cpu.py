@@ -9,16 +9,13 @@ The number of threads is the process's, not the session's: the last session that
 from __future__ import annotations
 
 import importlib.util
-import io
 import json
-import logging
 import os
 import shutil
 import sys
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -28,6 +25,7 @@ import numpy as np
 
 from lowbit.errors import ModelError, RunError
 from lowbit.frontends.bring import load_program
+from lowbit.quiet import no_output
 from lowbit.runtimes.base import DEFAULT, check_feeds, need_batch, need_file, plain
 from lowbit.runtimes.hardware import Hardware
 from lowbit.types import Array, Dim, Feeds, TensorInfo, Tuning
@@ -91,7 +89,7 @@ class TorchCpu:
         if self._compiles():
             call = _compiled(call, dynamic=size is None)
         session = TorchSession(call, path, _fixed(inputs, size), _fixed(outputs, size, inputs))
-        with _quiet():
+        with no_output():
             session.warm_up(program.example_inputs)
         return session
 
@@ -177,7 +175,7 @@ def _read(path: Path) -> Any:
     try:
         if QUANTIZED in _operators(path):
             _integer_kernels(path)
-        with _quiet():
+        with no_output():
             return load_program(path)
     except ModelError as error:
         raise RunError(error.message, error.hint or "") from error
@@ -207,7 +205,7 @@ def _integer_kernels(path: Path) -> None:
     """Registers PT2E's operators, and the passes that turn them into integer kernels, by importing torchao."""
     if importlib.util.find_spec("torchao") is None:
         raise RunError(f"'{path.name}' is quantized by PT2E; torchao, which runs it, is not installed.", "pip install 'lowbit[torch]'")
-    with _quiet():  # it prints about kernels for accelerators that are not there
+    with no_output():  # it prints about kernels for accelerators that are not there
         importlib.import_module("torchao.quantization.pt2e.quantizer.x86_inductor_quantizer")
 
 
@@ -244,16 +242,3 @@ def _tensors(inputs: Sequence[TensorInfo], feeds: Feeds) -> list[Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # arrays that may not be written to: nobody does
         return [torch.from_numpy(np.ascontiguousarray(feeds[info.name])) for info in inputs]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps warnings, torch's own log lines, and what torchao prints about absent accelerators, off the screen."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

@@ -11,13 +11,10 @@ so they are put together again first.
 from __future__ import annotations
 
 import importlib.util
-import io
 import json
-import logging
 import operator
-import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -28,6 +25,7 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 
 from lowbit.errors import ModelError, UsageError
+from lowbit.quiet import no_output
 from lowbit.runtimes.torch_cpu import NAMES
 from lowbit.train.parts import Compute, Rounding
 from lowbit.train.twin import Twin
@@ -101,7 +99,7 @@ def write_pt2e(source: Path, out: Path, batches: Iterable[Feeds], *, dynamic: bo
     as_linear(module)
     _name_sources(module)
     used = [example] if dynamic else chain([example], (_positions(twin, feeds) for feeds in rest))
-    with _quiet(), torch.no_grad():
+    with no_output(), torch.no_grad():
         quantized = _quantize(module, used, dynamic=dynamic)
     if not any("quantize_per" in str(node.target) for node in quantized.graph.nodes):
         raise ModelError(f"PT2E finds nothing to quantize in '{source.name}'.", "It knows convolutions and products with constant weights.")
@@ -217,7 +215,7 @@ def _program(twin: _Fixed, feeds: Mapping[str, Any]) -> ExportedProgram:
 
 def _export(module: nn.Module, example: tuple[Tensor, ...], shapes: Any) -> ExportedProgram:
     try:
-        with _quiet(), torch.no_grad():
+        with no_output(), torch.no_grad():
             return torch.export.export(module, example, dynamic_shapes=shapes)
     except Exception as error:  # torch raises a dozen kinds
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -308,19 +306,6 @@ def _constant(module: fx.GraphModule, node: Any) -> Tensor:
 
 def _save(program: ExportedProgram, twin: Twin, out: Path) -> Path:
     names = {"inputs": list(twin.plan.inputs), "outputs": list(twin.plan.outputs)}
-    with _quiet():
+    with no_output():
         torch.export.save(program, out, extra_files={NAMES: json.dumps(names)})
     return out
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps warnings, and torchao's lines about accelerators that are not there, off the screen; what matters is in exceptions."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
