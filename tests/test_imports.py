@@ -22,6 +22,7 @@ SOURCE = ROOT / "src" / "lowbit"
 
 ROOMS = (
     "cli",
+    "serving",
     "pipeline",
     "bundle",
     "train",
@@ -56,8 +57,15 @@ HEAVY = (
     "safetensors",
     "tokenizers",
     "pynvml",
+    "uvicorn",
+    "starlette",
+    "grpc",
+    "prometheus_client",
+    "redis",
+    "ray",
+    "opentelemetry",
 )
-TOP_LEVEL = {"bundle": {"pydantic"}, "train": {"torch"}}
+TOP_LEVEL = {"bundle": {"pydantic"}, "train": {"torch"}, "serving": {"uvicorn", "grpc", "prometheus_client", "starlette"}}
 """Rooms that are made of a library: it may stand at the top of their files."""
 
 FILES = sorted(SOURCE.rglob("*.py"))

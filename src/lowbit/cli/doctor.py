@@ -18,6 +18,7 @@ EXTRAS = {
     "parquet": "pyarrow",
     "nvml": "pynvml",
     "text": "tokenizers",
+    "serve": "uvicorn",
     "torch": "torch",
     "huggingface": "transformers",
 }

@@ -19,6 +19,7 @@ COMMANDS = {
     "analyze": "Say layer by layer what 8-bit integers do to a model, and why.",
     "qat": "Train what integers lose back, without labels or training code.",
     "bench": "Time models against each other, each alone in its process.",
+    "serve": "Serve bundles over the Open Inference Protocol.",
     "report": "Write a bundle's report again, or open it.",
     "doctor": "Say what this machine can run, and what is missing.",
     "demo": "Optimize the built-in model on the built-in images, offline.",

@@ -1,0 +1,69 @@
+"""What a server may answer instead of a result; each knows its HTTP status and its gRPC code.
+
+    Refusal             500  INTERNAL             the runtime failed on this request
+    ├── Malformed       400  INVALID_ARGUMENT     names, shapes, types or sizes are wrong
+    ├── Unauthorized    401  UNAUTHENTICATED      no key, or the wrong one
+    ├── NotServed       404  NOT_FOUND            no such model, version or variant
+    ├── TooLarge        413  RESOURCE_EXHAUSTED   the body is over the limit
+    ├── Unavailable     503  UNAVAILABLE          queue full, draining or not ready: try again, here or elsewhere
+    └── TooLate         504  DEADLINE_EXCEEDED    the deadline passed before there was an answer
+
+A message says what was found and what is allowed; it goes to the client, so it never holds a path.
+"""
+
+from __future__ import annotations
+
+
+class Refusal(Exception):
+    """Base of all answers that are no result.
+
+    Args:
+        message: For the client.
+        retry_after_s: When to try again; None where that would not help.
+    """
+
+    status = 500
+    code = "INTERNAL"
+    outcome = "failed"
+    """A word for metrics and logs."""
+
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.retry_after_s = retry_after_s
+
+
+class Malformed(Refusal):
+    """Names, shapes, types or sizes are wrong."""
+
+    status, code, outcome = 400, "INVALID_ARGUMENT", "malformed"
+
+
+class Unauthorized(Refusal):
+    """No key, or the wrong one."""
+
+    status, code, outcome = 401, "UNAUTHENTICATED", "unauthorized"
+
+
+class NotServed(Refusal):
+    """No such model, version or variant."""
+
+    status, code, outcome = 404, "NOT_FOUND", "unknown"
+
+
+class TooLarge(Refusal):
+    """The body is over the limit."""
+
+    status, code, outcome = 413, "RESOURCE_EXHAUSTED", "too_large"
+
+
+class Unavailable(Refusal):
+    """The queue is full, or the server is draining or not ready."""
+
+    status, code, outcome = 503, "UNAVAILABLE", "unavailable"
+
+
+class TooLate(Refusal):
+    """The deadline passed before there was an answer."""
+
+    status, code, outcome = 504, "DEADLINE_EXCEEDED", "late"

@@ -1,0 +1,181 @@
+"""Open Inference Protocol V2 over REST: bodies to requests and answers to bodies, with the binary tensor extension.
+
+A body is JSON; with the header `Inference-Header-Content-Length: n` it is n bytes of JSON, then the raw bytes of every tensor whose
+parameters say `binary_data_size`, one after another. Everything here is a pure function of bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lowbit.serving import wire
+from lowbit.serving.refusals import Malformed
+from lowbit.serving.requests import InferRequest, InferResponse, Parameter, Wanted
+from lowbit.types import Array
+
+HEADER = "inference-header-content-length"
+MAX_RANK = 16
+"""Axes a tensor may have: far more than any model's, few enough that no shape is a burden to check."""
+
+
+def parse(body: bytes | bytearray, header_length: str | None) -> InferRequest:
+    """Reads the body of an inference request.
+
+    Args:
+        body: As it came; tensors are views on it, without a copy.
+        header_length: Value of the header `Inference-Header-Content-Length`, None without it.
+
+    Raises:
+        Malformed: anything but what the protocol allows; the message names the part.
+    """
+    view = memoryview(body)
+    split = _header(header_length, len(view))
+    document = _json(view[:split])
+    binary = view[split:]
+    inputs: dict[str, Array] = {}
+    for given in _list(document, "inputs"):
+        name, datatype, shape = _string(given, "name", "An input"), _string(given, "datatype", "An input"), _shape(given)
+        if name in inputs:
+            raise Malformed(f"Input '{name}' is given twice.")
+        size = _parameters(given).get("binary_data_size")
+        if size is None:
+            if "data" not in given:
+                raise Malformed(f"Input '{name}' has neither data nor the parameter binary_data_size.")
+            inputs[name] = wire.from_json(name, datatype, shape, given["data"])
+            continue
+        if "data" in given:
+            raise Malformed(f"Input '{name}' has both data and the parameter binary_data_size.")
+        raw, binary = _cut(name, size, binary, header_length)
+        inputs[name] = wire.from_bytes(name, datatype, shape, raw)
+    if not inputs:
+        raise Malformed("The request has no inputs.")
+    if len(binary):
+        raise Malformed(f"{len(binary)} bytes follow the last tensor: sizes and body disagree.")
+    parameters = _parameters(document)
+    return InferRequest(
+        inputs,
+        _optional_string(document, "id"),
+        tuple(_wanted(given) for given in _list(document, "outputs", optional=True)),
+        parameters,
+        _flag(parameters.get("binary_data_output", False), "binary_data_output"),
+    )
+
+
+def render(response: InferResponse, request: InferRequest) -> tuple[list[bytes], int | None]:
+    """Writes the body of an answer.
+
+    Returns:
+        The body in parts, and the length of its JSON where raw bytes follow (the header's value), else None.
+    """
+    wanted = {each.name: each for each in request.outputs}
+    outputs: list[dict[str, Any]] = []
+    raw: list[bytes] = []
+    for name, array in response.outputs.items():
+        asked = wanted.get(name)
+        binary = request.binary if asked is None or asked.binary is None else asked.binary
+        if array.dtype.name == "bfloat16" and not binary:
+            array = array.astype(np.float32)  # BF16 has no form in JSON
+        entry: dict[str, Any] = {"name": name, "datatype": wire.datatype_of(array.dtype.name), "shape": list(array.shape)}
+        if binary:
+            raw.append(wire.to_bytes(array))
+            entry["parameters"] = {"binary_data_size": len(raw[-1])}
+        else:
+            entry["data"] = wire.to_json(array)
+        outputs.append(entry)
+    document: dict[str, Any] = {"model_name": response.model, "model_version": response.version}
+    if response.id:
+        document["id"] = response.id
+    if response.parameters:
+        document["parameters"] = dict(response.parameters)
+    text = json.dumps(document | {"outputs": outputs}, separators=(",", ":"), allow_nan=False).encode()
+    return [text, *raw], len(text) if raw else None
+
+
+def _header(value: str | None, size: int) -> int:
+    if value is None:
+        return size
+    if not (value.isascii() and value.isdigit() and len(value) < 19):
+        raise Malformed("The header Inference-Header-Content-Length must be a number of bytes.")
+    if int(value) > size:
+        raise Malformed(f"The header Inference-Header-Content-Length says {value} bytes; the body has {size}.")
+    return int(value)
+
+
+def _json(view: memoryview) -> dict[str, Any]:
+    def refuse(word: str) -> Any:
+        raise Malformed(f"The body holds {word}, which JSON has not.")
+
+    try:
+        document = json.loads(bytes(view), parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise Malformed(f"The body is not JSON: {str(error)[:120]}.") from None
+    if not isinstance(document, dict):
+        raise Malformed("The body must be a JSON object.")
+    return document
+
+
+def _list(document: Mapping[str, Any], key: str, *, optional: bool = False) -> list[dict[str, Any]]:
+    if optional and document.get(key) is None:
+        return []
+    found = document.get(key)
+    if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
+        raise Malformed(f"The request's '{key}' must be a list of objects.")
+    return found
+
+
+def _string(given: Mapping[str, Any], key: str, what: str) -> str:
+    found = given.get(key)
+    if not isinstance(found, str) or not found:
+        raise Malformed(f"{what} of the request lacks '{key}'.")
+    return found
+
+
+def _optional_string(document: Mapping[str, Any], key: str) -> str:
+    found = document.get(key)
+    if found is not None and not isinstance(found, str):
+        raise Malformed(f"The request's '{key}' must be a string.")
+    return found or ""
+
+
+def _shape(given: Mapping[str, Any]) -> Sequence[int]:
+    shape = given.get("shape")
+    fits = isinstance(shape, list) and len(shape) <= MAX_RANK
+    if not fits or not all(type(dim) is int and 0 <= dim < 2**31 for dim in shape):  # type: ignore[union-attr]
+        raise Malformed(f"Input '{given.get('name')}' needs a shape: a list of at most {MAX_RANK} whole numbers from 0.")
+    assert isinstance(shape, list)
+    return shape
+
+
+def _parameters(given: Mapping[str, Any]) -> dict[str, Parameter]:
+    found = given.get("parameters")
+    if found is None:
+        return {}
+    if not isinstance(found, dict) or not all(isinstance(value, str | int | float | bool) for value in found.values()):
+        raise Malformed("Parameters must be an object of strings, numbers and booleans.")
+    return found
+
+
+def _cut(name: str, size: Parameter, binary: memoryview, header_length: str | None) -> tuple[memoryview, memoryview]:
+    if header_length is None:
+        raise Malformed(f"Input '{name}' has the parameter binary_data_size; the header Inference-Header-Content-Length is missing.")
+    if type(size) is not int or not 0 <= size <= len(binary):
+        raise Malformed(f"Input '{name}': binary_data_size is {size!r}; {len(binary)} bytes are left in the body.")
+    return binary[:size], binary[size:]
+
+
+def _wanted(given: Mapping[str, Any]) -> Wanted:
+    name, parameters = _string(given, "name", "An output"), _parameters(given)
+    binary, top = parameters.get("binary_data"), parameters.get("classification", 0)
+    if type(top) is not int or top < 0:
+        raise Malformed(f"Output '{name}': classification must be a number of classes.")
+    return Wanted(name, None if binary is None else _flag(binary, "binary_data"), top)
+
+
+def _flag(value: Parameter, name: str) -> bool:
+    if not isinstance(value, bool):
+        raise Malformed(f"The parameter {name} must be true or false.")
+    return value

@@ -1,0 +1,206 @@
+"""Requests that run together come back apart, each with its own rows."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lowbit.serving.batcher import Answer, Batcher, Batching
+from lowbit.serving.refusals import Refusal, TooLate, Unavailable
+from lowbit.types import Array, Feeds
+
+
+def feeds(*values: float, width: int = 2) -> Feeds:
+    return {"x": np.repeat(np.array(values, np.float32)[:, None], width, axis=1)}
+
+
+class Doubler:
+    """A runtime that doubles, notes what it was given, and waits at a gate."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[float]] = []
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def __call__(self, given: Feeds) -> dict[str, Array]:
+        self.gate.wait(5)
+        self.batches.append(given["x"][:, 0].tolist())
+        if np.isnan(given["x"]).any():
+            raise ValueError("no numbers")
+        return {"y": given["x"] * 2}
+
+
+def run(work: Callable[[Batcher, Doubler], Awaitable[Any]], **settings: Any) -> Any:
+    async def main() -> Any:
+        runtime = Doubler()
+        batcher = Batcher(runtime, Batching(**settings))
+        try:
+            return await asyncio.wait_for(work(batcher, runtime), 10)
+        finally:
+            runtime.gate.set()
+            batcher.close()
+
+    return asyncio.run(main())
+
+
+async def behind(runtime: Doubler, batcher: Batcher, *requests: Feeds, **options: Any) -> list[Any]:
+    """Submits while the only worker is busy with a request of value 0."""
+    runtime.gate.clear()
+    first = asyncio.ensure_future(batcher.submit(feeds(0)))
+    await asyncio.sleep(0.02)
+    rest = [asyncio.ensure_future(batcher.submit(each, **options)) for each in requests]
+    await asyncio.sleep(0.02)
+    runtime.gate.set()
+    await first
+    return list(await asyncio.gather(*rest, return_exceptions=True))
+
+
+def test_an_idle_server_answers_at_once() -> None:
+    async def work(batcher: Batcher, runtime: Doubler) -> Answer:  # noqa: ARG001
+        return await batcher.submit(feeds(1, 2))
+
+    answer = run(work)
+    assert answer.outputs["y"].tolist() == [[2, 2], [4, 4]]
+    assert (answer.batch, answer.queued_s < 0.1) == (2, True)
+
+
+def test_what_waits_runs_together_and_each_gets_its_own_rows() -> None:
+    async def work(batcher: Batcher, runtime: Doubler) -> None:
+        answers = await behind(runtime, batcher, feeds(1), feeds(2, 3), feeds(4))
+        assert runtime.batches == [[0], [1, 2, 3, 4]]
+        assert [answer.outputs["y"][:, 0].tolist() for answer in answers] == [[2], [4, 6], [8]]
+        assert {answer.batch for answer in answers} == {4}
+
+    run(work)
+
+
+def test_a_batch_is_never_larger_than_allowed_unless_one_request_is() -> None:
+    async def work(batcher: Batcher, runtime: Doubler) -> None:
+        await behind(runtime, batcher, feeds(1), feeds(2, 3), feeds(4), feeds(5, 6, 7, 8, 9))
+        assert runtime.batches == [[0], [1, 2, 3], [4], [5, 6, 7, 8, 9]]
+
+    run(work, max_batch=3)
+
+
+def test_other_shapes_never_share_a_batch_and_the_oldest_goes_first() -> None:
+    async def work(batcher: Batcher, runtime: Doubler) -> None:
+        answers = await behind(runtime, batcher, feeds(1, width=3), feeds(2), feeds(3, width=3))
+        assert runtime.batches == [[0], [1, 3], [2]]
+        assert [answer.outputs["y"].shape for answer in answers] == [(1, 3), (1, 2), (1, 3)]
+
+    run(work)
+
+
+def test_a_bad_request_fails_alone() -> None:
+    async def work(batcher: Batcher, runtime: Doubler) -> None:
+        good, bad, other = await behind(runtime, batcher, feeds(1), feeds(np.nan), feeds(3))
+        assert good.outputs["y"].tolist() == [[2, 2]]
+        assert other.outputs["y"].tolist() == [[6, 6]]
+        assert isinstance(bad, Refusal)
+        assert bad.status == 500
+        assert "no numbers" in bad.message
+
+    run(work)
+
+
+def test_a_full_queue_refuses_and_an_empty_one_takes_any_request() -> None:
+    async def work(batcher: Batcher, runtime: Doubler) -> None:
+        answers = await behind(runtime, batcher, feeds(1, 2, 3, 4), feeds(5))
+        assert answers[0].outputs["y"][:, 0].tolist() == [2, 4, 6, 8]
+        assert isinstance(answers[1], Unavailable)
+        assert answers[1].retry_after_s == 1
+
+    run(work, max_queue=2)
+
+
+def test_a_deadline_in_the_queue_frees_its_place() -> None:
+    async def work(batcher: Batcher, runtime: Doubler) -> None:
+        runtime.gate.clear()
+        first = asyncio.ensure_future(batcher.submit(feeds(0)))
+        await asyncio.sleep(0.02)
+        with pytest.raises(TooLate, match="in the queue"):
+            await batcher.submit(feeds(1), deadline=asyncio.get_running_loop().time() + 0.05)
+        assert batcher.waiting == 0
+        runtime.gate.set()
+        await first
+        await batcher.drained()
+        assert runtime.batches == [[0]]
+
+    run(work)
+
+
+def test_a_deadline_that_passes_while_it_runs_is_said() -> None:
+    async def work(batcher: Batcher, runtime: Doubler) -> None:
+        runtime.gate.clear()
+        with pytest.raises(TooLate, match="while it ran"):
+            await batcher.submit(feeds(1), deadline=asyncio.get_running_loop().time() + 0.05)
+        runtime.gate.set()
+        assert (await batcher.submit(feeds(2))).outputs["y"].tolist() == [[4, 4]]
+
+    run(work)
+
+
+def test_a_client_that_goes_leaves_the_batch() -> None:
+    async def work(batcher: Batcher, runtime: Doubler) -> None:
+        runtime.gate.clear()
+        first = asyncio.ensure_future(batcher.submit(feeds(0)))
+        await asyncio.sleep(0.02)
+        gone, stays = (asyncio.ensure_future(batcher.submit(feeds(value))) for value in (1, 2))
+        await asyncio.sleep(0.02)
+        gone.cancel()
+        await asyncio.sleep(0)
+        assert batcher.waiting == 1
+        runtime.gate.set()
+        await asyncio.gather(first, stays)
+        assert runtime.batches == [[0], [2]]
+
+    run(work)
+
+
+def test_a_window_waits_for_company_but_not_for_a_full_batch() -> None:
+    async def work(batcher: Batcher, runtime: Doubler) -> None:
+        start = time.perf_counter()
+        await asyncio.gather(*(batcher.submit(feeds(value)) for value in (1, 2, 3)))
+        assert runtime.batches == [[1, 2, 3]]
+        assert time.perf_counter() - start < 5
+        await batcher.submit(feeds(4))
+        assert runtime.batches[1:] == [[4]]
+        assert time.perf_counter() - start > 0.2
+
+    run(work, max_batch=3, window_s=0.2)
+
+
+def test_closing_refuses_what_waits() -> None:
+    async def work(batcher: Batcher, runtime: Doubler) -> None:
+        runtime.gate.clear()
+        first = asyncio.ensure_future(batcher.submit(feeds(0)))
+        await asyncio.sleep(0.02)
+        second = asyncio.ensure_future(batcher.submit(feeds(1)))
+        await asyncio.sleep(0.02)
+        batcher.close()
+        with pytest.raises(Unavailable, match="stopping"):
+            await second
+        runtime.gate.set()
+        assert (await first).outputs["y"].tolist() == [[0, 0]]
+
+    run(work)
+
+
+def test_nothing_is_lost_or_swapped_among_many() -> None:
+    async def work(batcher: Batcher, runtime: Doubler) -> None:
+        async def one(value: int) -> None:
+            await asyncio.sleep(value % 7 / 1000)
+            answer = await batcher.submit(feeds(*([value] * (1 + value % 3)), width=1 + value % 2))
+            assert answer.outputs["y"].tolist() == [[2 * value] * (1 + value % 2)] * (1 + value % 3)
+
+        await asyncio.gather(*(one(value) for value in range(400)))
+        assert sum(len(batch) for batch in runtime.batches) == sum(1 + value % 3 for value in range(400))
+        assert len(runtime.batches) < 400
+
+    run(work, workers=2, max_queue=10_000)
