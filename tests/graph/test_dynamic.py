@@ -56,6 +56,16 @@ def test_recurrent_layers_get_small_and_stay_right_on_every_runtime(tmp_path: Pa
             assert 0 < relative_error(found, expected) < 0.02, runtime.name
 
 
+def test_a_recurrent_models_small_head_stays_float(tmp_path: Path) -> None:
+    path = prepare(load_model(recurrent("LSTM").save(tmp_path / "m.onnx")), tmp_path / "prepared.onnx")
+    operators = all_operators(onnx.load(write_dynamic(path, tmp_path / "small.onnx", DYNAMIC)).graph)
+    assert {"DynamicQuantizeLSTM", "Cast", "MatMul"} <= set(operators)
+    large = recurrent("LSTM")
+    large.constants["v"] = weights(64, 200, seed=3)
+    path = prepare(load_model(large.save(tmp_path / "large.onnx")), tmp_path / "prepared_large.onnx")
+    assert "MatMul" not in all_operators(onnx.load(write_dynamic(path, tmp_path / "small_large.onnx", DYNAMIC)).graph)
+
+
 def test_what_a_recipe_excludes_stays_float(tmp_path: Path) -> None:
     path = prepare(load_model(recurrent("GRU").save(tmp_path / "m.onnx")), tmp_path / "prepared.onnx")
     name = next(each.name for each in onnx.load(path).graph.node if each.op_type == "GRU")
