@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from lowbit.compress import calibrate as room
 from lowbit.compress.calibrate import CalibrationStats, calibrate
 from lowbit.errors import DataError, LowbitError, ModelError, UsageError
+from lowbit.graph import observe, probes
 from lowbit.types import Array, Batch
 
 N = 24
@@ -96,6 +99,50 @@ def test_the_batch_size_changes_nothing(tmp_path: Path) -> None:
         assert np.array_equal(other.tensors["x"].histogram.counts, whole.tensors["x"].histogram.counts)
 
 
+def test_a_batch_in_parts_gives_what_it_gives_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, x = cnn(tmp_path / "m.onnx"), images()
+    whole = calibrate(path, batches(x, 8))
+    runs: list[int] = []
+    run = room._Pass._run
+    monkeypatch.setattr(room._Pass, "_run", lambda self, feeds: runs.append(len(feeds["x"])) or run(self, feeds))
+    monkeypatch.setattr(room, "AT_ONCE", 3 * 32 * 40 * 40)  # three samples of the largest tensor
+    parts = calibrate(path, batches(x, 8))
+    assert runs == [3, 3, 2] * 3
+    for name, stats in whole.tensors.items():
+        assert (parts.tensors[name].low, parts.tensors[name].high) == pytest.approx((stats.low, stats.high), rel=1e-5)
+        assert parts.tensors[name].histogram.count == stats.histogram.count
+        assert parts.range(name, "mse") == pytest.approx(whole.range(name, "mse"), rel=0.02, abs=1e-6)
+
+
+def test_a_tensor_is_looked_at_before_the_next_is_computed(tmp_path: Path) -> None:
+    """Else all tensors are alive at once: the order is the runtime's, so it is read from its profile."""
+    import onnxruntime
+
+    sizes = {"w1": (32, 3, 3, 3), "w2": (32, 32, 3, 3), "w3": (16, 32, 1, 1), "w4": (16, 16, 1, 1)}
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["c1"], name="c1"),
+        helper.make_node("Relu", ["c1"], ["r1"], name="r1"),
+        helper.make_node("Conv", ["r1", "w2"], ["c2"], name="c2"),
+        helper.make_node("Conv", ["c2", "w3"], ["small"], name="small", strides=[9, 9]),  # small ones are handed out whole
+        helper.make_node("Conv", ["small", "w4"], ["y"], name="y"),
+    ]
+    infos = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 40, 40]), onnx.ValueInfoProto(name="y")]
+    infos[1].type.tensor_type.elem_type = TensorProto.FLOAT
+    weights = [numpy_helper.from_array(np.ones(size, np.float32), name) for name, size in sizes.items()]
+    graph = helper.make_graph(nodes, "g", infos[:1], infos[1:], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    one, two = (probes.infer(model, {"x": (n, 3, 40, 40)}) for n in (2, 3))
+    model, _ = probes.instrument(model, observe.plan(one), one, two, sample=True)
+    options = onnxruntime.SessionOptions()
+    options.enable_profiling, options.profile_file_prefix = True, str(tmp_path / "profile")
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session.run(None, {"x": images()[:2]})
+    events = json.loads(Path(session.end_profiling()).read_text())
+    ran = [event["name"] for event in events if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")]
+    last_of_first = max(i for i, name in enumerate(ran) if name.startswith("r1/lowbit"))
+    assert last_of_first < min(i for i, name in enumerate(ran) if name.startswith("c2"))
+
+
 def test_a_fixed_batch_of_one_gives_what_a_free_one_does(tmp_path: Path) -> None:
     x = images()
     fixed = calibrate(cnn(tmp_path / "fixed.onnx", batch=1), batches(x, 1))
@@ -105,7 +152,7 @@ def test_a_fixed_batch_of_one_gives_what_a_free_one_does(tmp_path: Path) -> None
         assert fixed.range(name, "mse") == pytest.approx(free.range(name, "mse"), rel=0.02, abs=1e-6)
 
 
-def test_a_table_that_no_input_moves_is_counted_once(tmp_path: Path) -> None:
+def test_a_table_that_no_input_moves_is_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = numpy_helper.from_array(np.linspace(-1, 1, 64, dtype=np.float32).reshape(1, 64), "table")
     nodes = [
         helper.make_node("Shape", ["x"], ["length"], start=1, end=2),
@@ -117,7 +164,8 @@ def test_a_table_that_no_input_moves_is_counted_once(tmp_path: Path) -> None:
     graph = helper.make_graph(nodes, "g", infos[:1], infos[1:], constants)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), tmp_path / "m.onnx")
     x = np.random.default_rng(0).normal(size=(12, 32)).astype(np.float32)
-    for size in (12, 5, 1):
+    for size, at_once in ((12, 1 << 20), (5, 1 << 20), (1, 1 << 20), (12, 64)):
+        monkeypatch.setattr(room, "AT_ONCE", at_once)
         stats = calibrate(tmp_path / "m.onnx", batches(x, size))
         assert stats.tensors["positions"].histogram.count == 32
         assert stats.tensors["y"].histogram.count == 12 * 32

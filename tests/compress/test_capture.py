@@ -91,6 +91,35 @@ def test_extremes_of_channels_are_exact_over_all_batches(tmp_path: Path) -> None
     np.testing.assert_allclose(captured.low["y"], y.min(axis=(0, 1, 2)), rtol=1e-5)
 
 
+def test_rows_taken_inside_the_graph_are_those_of_whole_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [
+        node("Relu", "x", "r"),
+        node("Conv", "r w", "y", "p", pads=[1, 1, 1, 1]),
+        node("Conv", "r d", "z", "depthwise", group=4, strides=[2, 2]),
+        node("Conv", "z v", "u", "last"),
+    ]
+    case = Case(nodes, {"x": ["N", 4, 9, 9]}, ["y", "u"], {"w": weights(6, 4, 3, 3), "v": weights(6, 4, 3, 3), "d": weights(4, 1, 3, 3)})
+    feeds = [{"x": samples([2, 4, 9, 9], seed)} for seed in range(3)]
+    inside = taken(case, tmp_path, feeds, rows=20)[2]
+    monkeypatch.setattr(room, "shapes_of", lambda _: {})  # of what has no known shape, the whole is handed out
+    whole = taken(case, tmp_path, feeds, rows=20)[2]
+    assert list(inside.rows) == list(whole.rows) == ["p", "depthwise", "last"]
+    for name in whole.rows:
+        np.testing.assert_array_equal(inside.rows[name], whole.rows[name])
+    for tensor in ("r", "z"):
+        np.testing.assert_array_equal(inside.low[tensor], whole.low[tensor])
+        np.testing.assert_array_equal(inside.high[tensor], whole.high[tensor])
+
+
+def test_images_of_several_sizes_give_rows(tmp_path: Path) -> None:
+    case = Case([node("Relu", "x", "r"), node("Conv", "r w", "y", "p")], {"x": ["N", 4, "H", "W"]}, ["y"], {"w": weights(6, 4, 3, 3)})
+    feeds = [{"x": samples([1, 4, 9, side])} for side in (6, 8)]
+    product, values, captured = taken(case, tmp_path, feeds, rows=ALL)
+    expected = np.concatenate([np.moveaxis(everything(case.proto(), each)["y"], 1, -1).reshape(-1, 6) for each in feeds])
+    assert len(expected) == 7 * 4 + 7 * 6
+    np.testing.assert_allclose(outputs(captured.rows["p"], product.matrices(values))[:, 0], expected, rtol=1e-4, atol=1e-5)
+
+
 def test_batches_share_the_rows_and_wide_products_keep_fewer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case([node("MatMul", "x w", "y", "p")], {"x": [50, 8]}, ["y"], {"w": weights(8, 6)})
     feeds = [{"x": samples([50, 8], seed)} for seed in range(4)]
@@ -115,3 +144,11 @@ def test_no_samples_is_said_kindly(tmp_path: Path) -> None:
     case = Case([node("MatMul", "x w", "y", "p")], {"x": [5, 8]}, ["y"], {"w": weights(8, 6)})
     with pytest.raises(DataError, match="no samples"):
         taken(case, tmp_path, [])
+
+
+def test_a_sample_that_does_not_fit_is_said_kindly(tmp_path: Path) -> None:
+    case = Case([node("Relu", "x", "r"), node("Conv", "r w", "y", "p")], {"x": ["N", 4, 9, 9]}, ["y"], {"w": weights(6, 4, 3, 3)})
+    with pytest.raises(DataError, match="could not run") as caught:
+        taken(case, tmp_path, [{"x": samples([2, 4, 9, 9])}, {"x": samples([2, 3, 9, 9])}])
+    assert "'x'" in (caught.value.hint or "")
+    assert "lowbit" not in (caught.value.hint or "")  # inputs that probes have are nobody else's business

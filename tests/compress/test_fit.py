@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 
 from graph_cases import Case, node, weights
+from lowbit.compress import products
 from lowbit.compress.fit import ENOUGH, GAIN, _Problem
 from lowbit.compress.static import write_static
 from lowbit.graph.profiles import ONNXRUNTIME_CPU
@@ -30,7 +31,7 @@ def problem(rows: int, groups: int = 1, inputs: int = 6, *, has_bias: bool = Tru
     flat = exact.reshape(-1, inputs)
     grid = from_values(flat, dtype, symmetric=True, axis=0)
     laid = Affine(grid.scale.reshape(groups, 4, 1), grid.zero_point.reshape(groups, 4, 1), dtype, True, axis=-1, block=inputs)
-    return _Problem(exact, laid, x, round_trip(x, from_values(x, "uint8", symmetric=False)), has_bias)
+    return _Problem(exact, laid, x, from_values(x, "uint8", symmetric=False), has_bias)
 
 
 @settings(max_examples=40, deadline=None)
@@ -38,18 +39,31 @@ def problem(rows: int, groups: int = 1, inputs: int = 6, *, has_bias: bool = Tru
 def test_no_way_is_taken_that_is_worse_on_unseen_rows(seed: int, rows: int, groups: int, has_bias: bool) -> None:
     case = problem(rows, groups, has_bias=has_bias, seed=seed)
     way = case.best()
-    half = rows // 2
+    half, seen = rows // 2, round_trip(case.rows, case.seen)
+    (part,) = case._parts()
     wrong = {}
     for plain in (False, True):
         feedback, corrected = (False, False) if plain else (way.feedback, way.corrected)
-        quantized, shift = case.solve(feedback, corrected, slice(half))
+        quantized, shift = part.solve(feedback, corrected, slice(half))
         exact = np.einsum("rgk,gok->rgo", case.rows[half:], case.exact)
-        wrong[plain] = np.sum((np.einsum("rgk,gok->rgo", case.seen[half:], quantized) + shift - exact) ** 2) / np.sum(exact**2)
+        wrong[plain] = np.sum((np.einsum("rgk,gok->rgo", seen[half:], quantized) + shift - exact) ** 2) / np.sum(exact**2)
     assert wrong[False] == pytest.approx(way.error, rel=1e-3, abs=1e-9)
     assert wrong[True] == pytest.approx(way.plain, rel=1e-3, abs=1e-9)
     assert (way.feedback, way.corrected) == (False, False) or way.error <= GAIN * way.plain
     assert has_bias or not way.corrected
     assert half >= ENOUGH * 6 or not way.feedback
+
+
+def test_groups_a_few_at_a_time_are_fitted_as_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = problem(60, groups=5)
+    whole, way = case.solve(True, True), case.best()
+    monkeypatch.setattr(products, "PART", 2 * 60 * 6)
+    assert [part.exact.shape[0] for part in case._parts()] == [2, 2, 1]
+    for one, all_ in zip(case.solve(True, True), whole, strict=True):
+        np.testing.assert_array_equal(one, all_)
+    split = case.best()
+    assert (split.feedback, split.corrected) == (way.feedback, way.corrected)
+    assert (split.error, split.plain) == pytest.approx((way.error, way.plain), rel=1e-5)
 
 
 def test_with_many_rows_feedback_wins() -> None:

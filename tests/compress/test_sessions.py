@@ -9,10 +9,10 @@ import onnx
 import pytest
 
 from graph_cases import everything, samples
-from lowbit.compress import capture as room
-from lowbit.compress import sessions
+from lowbit.compress import kept as room
 from lowbit.compress.sessions import apart, misfit, open_session, read_model, show
 from lowbit.errors import DataError, ModelError
+from lowbit.graph import ir_files
 from transform_cases import conv_net
 
 
@@ -27,8 +27,8 @@ def test_inner_tensors_are_those_of_the_model(tmp_path: Path) -> None:
 
 
 def test_weights_apart_are_the_same_weights_and_leave_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sessions, "LARGE", 0)
-    monkeypatch.setattr(sessions, "INLINE", 256)
+    monkeypatch.setattr(ir_files, "LARGE", 0)
+    monkeypatch.setattr(ir_files, "INLINE", 256)
     path = conv_net().save(tmp_path / "m.onnx")
     with apart(path) as light:
         assert light != path
@@ -39,7 +39,7 @@ def test_weights_apart_are_the_same_weights_and_leave_nothing_behind(tmp_path: P
         with apart(light) as again:
             assert again == light
     assert not light.exists()
-    monkeypatch.setattr(sessions, "LARGE", 1 << 24)
+    monkeypatch.setattr(ir_files, "LARGE", 1 << 24)
     with apart(path) as small:
         assert small == path
 
@@ -48,13 +48,27 @@ def test_rows_on_disk_are_the_rows_that_were_taken(monkeypatch: pytest.MonkeyPat
     parts = [samples([n, 2, 3], n) for n in (4, 1, 2)]
     for limit in (1 << 20, 16):
         monkeypatch.setattr(room, "IN_MEMORY", limit)
-        kept = room._Kept()
+        kept = room.Kept()
         for part in parts:
             kept.add("p", part)
             kept.add("q", part[:, :1] * 2)
         assert list(kept) == ["p", "q"]
         np.testing.assert_array_equal(kept["p"], np.concatenate(parts))
         np.testing.assert_array_equal(kept["q"], np.concatenate(parts)[:, :1] * 2)
+
+
+def test_samples_wait_on_disk_and_come_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    feeds = [{"x": samples([2, 3], n), "ids": np.arange(n, n + 4).reshape(2, 2)} for n in range(3)]
+    for limit in (1 << 20, 16):
+        monkeypatch.setattr(room, "IN_MEMORY", limit)
+        with room.Waiting() as waiting:
+            for each in feeds:
+                waiting.add(each)
+            assert len(waiting) == 3
+            for found, expected in zip(waiting, feeds, strict=True):
+                assert {name: (values.dtype, values.tolist()) for name, values in found.items()} == {
+                    name: (values.dtype, values.tolist()) for name, values in expected.items()
+                }
 
 
 def test_what_cannot_be_opened_is_said_kindly(tmp_path: Path) -> None:

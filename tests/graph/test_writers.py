@@ -10,9 +10,11 @@ import pytest
 from onnx import TensorProto, helper
 
 from lowbit.errors import ModelError
+from lowbit.graph import ir_files
 from lowbit.graph.dynamic import write_dynamic
 from lowbit.graph.halves import write_fp16
 from lowbit.graph.load import load_model
+from lowbit.graph.onnxruntime_writer import write_defaults
 from lowbit.graph.parameters import load_parameters, read_parameters, save_parameters
 from lowbit.graph.prepare import prepare
 from lowbit.graph.qdq import write_static
@@ -68,6 +70,25 @@ def test_preparing_folds_batch_norm_and_raises_the_operator_set(tmp_path: Path) 
     assert found.opset_import[0].version >= 13
     assert all(node.name for node in found.graph.node)
     np.testing.assert_allclose(run(tmp_path / "prepared.onnx", {"x": images(2)}), run(path, {"x": images(2)}), rtol=1e-4, atol=1e-4)
+
+
+def test_a_large_models_weights_lie_beside_it_and_artifacts_are_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = prepare(load_model(wide_matmul(tmp_path / "wide.onnx")), tmp_path / "prepared.onnx")
+    monkeypatch.setattr(ir_files, "LARGE", 0)
+    (tmp_path / "large").mkdir()
+    path = prepare(load_model(tmp_path / "wide.onnx"), tmp_path / "large" / "prepared.onnx")
+    assert sorted(each.name for each in path.parent.iterdir()) == ["prepared.onnx", "prepared.onnx.data"]
+    assert path.stat().st_size < 0.1 * small.stat().st_size
+    assert [node.SerializeToString() for node in onnx.load(path).graph.node] == [n.SerializeToString() for n in onnx.load(small).graph.node]
+    feeds = {"x": np.random.default_rng(0).normal(size=(4, 512)).astype(np.float32)}
+    np.testing.assert_array_equal(run(path, feeds), run(small, feeds))
+    write_fp16(path, tmp_path / "half.onnx")
+    write_dynamic(path, tmp_path / "dynamic.onnx", DYNAMIC)
+    write_static(path, tmp_path / "static.onnx", STATIC, lambda _: None)
+    write_defaults(path, tmp_path / "defaults.onnx", STATIC, lambda name: (-64.0, 64.0) if name == "y" else (-4.0, 4.0))
+    assert not list(tmp_path.glob("*.data"))
+    for name in ("half", "dynamic", "static", "defaults"):
+        assert relative_error(run(tmp_path / f"{name}.onnx", feeds), run(small, feeds)) < 0.05
 
 
 def test_an_operator_that_no_runtime_has_is_named(tmp_path: Path) -> None:

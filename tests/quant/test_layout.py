@@ -51,6 +51,17 @@ def test_matrices_times_patches_are_the_convolution(data: st.DataObject) -> None
     assert np.array_equal(layout.from_matrices(layout.as_matrices(weights, groups), weights.shape), weights)
 
 
+def test_places_lead_to_what_a_convolution_reads_and_padding_is_none_of_it() -> None:
+    x = np.arange(2 * 3 * 4 * 5, dtype=np.float32).reshape(2, 3, 4, 5)
+    places, inside = layout.taps(x.shape, (3, 2), (2, 1), (1, 0, 0, 1), (1, 2), np.array([[1, 0, 3], [0, 1, 1]]))
+    assert places.shape == (2, 3, 3, 2)
+    assert places.dtype == np.int32
+    assert inside[:, 0].tolist() == [[[False, False], [True, False], [True, False]], [[True, True]] * 3]
+    found = x.reshape(-1)[places]
+    np.testing.assert_array_equal(found[0, :, 1:, 0], x[1, :, 0:2, 3])
+    np.testing.assert_array_equal(found[1], x[0][:, 1:4, 1::2][:, :, :2])
+
+
 def test_depthwise_is_a_stack_of_vectors() -> None:
     rng = np.random.default_rng(0)
     x, weights = rng.normal(size=(2, 8, 6, 6)).astype(np.float32), rng.normal(size=(8, 1, 3, 3)).astype(np.float32)

@@ -6,13 +6,23 @@ Options: `target`, whose profile places the rounding (lowbit.graph.profiles).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
 from panel.job import Job, Notes
 
-PRELOAD = ("onnx", "onnxruntime", "lowbit.compress.evidence", "lowbit.compress.quantize", "lowbit.pipeline.recipes")
+PRELOAD = (
+    "onnx",
+    "onnxruntime",
+    "onnx_ir",
+    "onnx_ir.passes.common",
+    "lowbit.compress.evidence",
+    "lowbit.compress.quantize",
+    "lowbit.pipeline.recipes",
+)
 
 
 def produce(job: Job) -> Notes:
@@ -22,14 +32,14 @@ def produce(job: Job) -> Notes:
     from lowbit.graph.prepare import prepare
     from lowbit.pipeline.recipes import INT8_DYNAMIC, fitted, smoothed, traits
 
-    prepared = prepare(load_model(job.model), job.out / "prepared.onnx")
-    model = traits(operator_counts(prepared))
-    static = smoothed() if model.transformer else fitted("mse")
-    recipe = INT8_DYNAMIC if model.recurrent else static
-    evidence = Evidence(prepared, lambda: batches(job))
     target = str(job.options.get("target", "onnxruntime-cpu"))
-    quantize(job.model, prepared, recipe, job.artifact, evidence=evidence, transformer=model.transformer, target=target)
-    prepared.unlink()
+    with TemporaryDirectory(dir=job.out) as folder:
+        prepared = prepare(load_model(job.model), Path(folder) / "prepared.onnx")
+        model = traits(operator_counts(prepared))
+        static = smoothed() if model.transformer else fitted("mse")
+        recipe = INT8_DYNAMIC if model.recurrent else static
+        evidence = Evidence(prepared, lambda: batches(job))
+        quantize(job.model, prepared, recipe, job.artifact, evidence=evidence, transformer=model.transformer, target=target)
     return {"samples": job.n, "recipe": recipe.name, "target": target}
 
 

@@ -8,7 +8,8 @@ result not on how they are cut into batches (up to the last bits of the runtime'
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ from lowbit.quant.ranges import find_range
 from lowbit.types import Array, Batch, Feeds, RangeMethod
 
 METHODS: tuple[RangeMethod, ...] = ("minmax", "percentile", "entropy", "mse")
+
+AT_ONCE = 1 << 22
+"""Most numbers of one tensor that are alive at once: large models see a batch in parts, as many parts as that takes."""
 
 
 @dataclass(frozen=True)
@@ -121,13 +125,18 @@ def calibrate(
 
 @dataclass(frozen=True)
 class _Pass:
-    """A session of the probed copy, and what was seen so far."""
+    """A session of the probed copy, and what was seen so far.
+
+    Attributes:
+        step: Samples it runs on at once; None where the batch size is fixed.
+    """
 
     session: Any
     plan: observe.Plan
     probes: list[probes.Probe]
     outputs: list[str]
     histograms: bool
+    step: int | None
     observers: dict[str, Observer]
 
     @classmethod
@@ -135,11 +144,13 @@ class _Pass:
         """Reads the model and places probes by the shapes of the first batch."""
         model = read_model(path)
         shapes = {name: feed.shape for name, feed in feeds.items()}
-        one, two = probes.infer(model, shapes), probes.infer(model, one_more(model, shapes))
+        more = one_more(model, shapes)
+        one, two = probes.infer(model, shapes), probes.infer(model, more)
         plan = observe.plan(one)
         model, found = probes.instrument(model, plan, one, two, sample=histograms)
         outputs = [value.name for value in model.graph.output]
-        return cls(open_session(model, path, threads, "for calibration"), plan, found, outputs, histograms, {})
+        step = _samples_at_once(shapes, probes.shapes_of(one)) if all(more[name] != shape for name, shape in shapes.items()) else None
+        return cls(open_session(model, path, threads, "for calibration"), plan, found, outputs, histograms, step, {})
 
     def observe(self, feeds: Feeds, seen: int) -> None:
         """Runs one batch and updates the observers."""
@@ -147,12 +158,12 @@ class _Pass:
             if name in feeds and feeds[name].dtype.kind == "f":
                 rows = feeds[name].reshape(len(feeds[name]), -1)
                 self._update(name, MinMax.of(rows), rows[:, :: probes.stride(rows.shape[1])], None, DataError, seen)
-        out = dict(zip(self.outputs, self._run(feeds), strict=True))
+        calls = [dict(zip(self.outputs, self._run(part), strict=True)) for part in self._parts(feeds)]
         for probe in self.probes:
-            if out[probe.high].dtype.kind == "f" and out[probe.high].size:
-                sample, check = (None if name is None else out[name] for name in (probe.sample, probe.check))
-                again = seen and probe.tensor in self.plan.steady  # or batches, not samples, would be counted
-                self._update(probe.tensor, _extrema(probe, out), None if again else sample, check, ModelError, seen)
+            if calls[0][probe.high].dtype.kind == "f" and calls[0][probe.high].size:
+                steady = probe.tensor in self.plan.steady  # looked at once, or calls, not samples, would be counted
+                sample = None if steady and seen else _joined(calls[:1] if steady else calls, probe.sample)
+                self._update(probe.tensor, _extrema(probe, calls), sample, _joined(calls, probe.check), ModelError, seen)
 
     def _update(
         self, name: str, extrema: MinMax, sample: Array | None, check: Array | None, error: type[DataError | ModelError], seen: int
@@ -165,6 +176,16 @@ class _Pass:
             raise error(f"{what} '{name}' holds NaN or infinity in the calibration batch that starts at sample {seen}.", hint)
         self.observers[name] = self.observers.get(name, Observer()).merge(Observer(extrema, Histogram.of(taken)))
 
+    def _parts(self, feeds: Feeds) -> Iterator[Feeds]:
+        """A batch in parts that are run one after the other."""
+        count = min((len(values) for values in feeds.values() if values.ndim), default=0)
+        step = self.step or count
+        if step >= count or any(len(values) != count for values in feeds.values()):
+            yield feeds
+            return
+        for start in range(0, count, step):
+            yield {name: values[start : start + step] for name, values in feeds.items()}
+
     def _run(self, feeds: Feeds) -> list[Array]:
         try:
             result: list[Array] = self.session.run(self.outputs, feeds)
@@ -173,12 +194,26 @@ class _Pass:
         return result
 
 
-def _extrema(probe: probes.Probe, out: Mapping[str, Array]) -> MinMax:
+def _samples_at_once(feeds: Mapping[str, tuple[int, ...]], shapes: probes.Shapes) -> int:
+    """As many samples as keep the largest tensor within `AT_ONCE` numbers, told from the shapes for a batch."""
+    count = max((shape[0] for shape in feeds.values() if shape), default=1)
+    largest = max((math.prod(shape) for shape in shapes.values()), default=1)
+    return max(1, AT_ONCE * count // max(largest, 1))
+
+
+def _joined(calls: Sequence[Mapping[str, Array]], output: str | None) -> Array | None:
+    """All values of an output, [n]; None where it is not there."""
+    return None if output is None else np.concatenate([call[output].reshape(-1) for call in calls])
+
+
+def _extrema(probe: probes.Probe, calls: Sequence[Mapping[str, Array]]) -> MinMax:
     """Of one tensor over the batch; `+ 0.0` makes a negative zero positive."""
-    high = float(out[probe.high].max()) + 0.0
+    high = max(float(call[probe.high].max()) for call in calls) + 0.0
     if probe.low is None:
         return MinMax(0.0, high)
-    return MinMax((-float(out[probe.low].max()) if probe.negated else float(out[probe.low].min())) + 0.0, high)
+    if probe.negated:
+        return MinMax(-max(float(call[probe.low].max()) for call in calls) + 0.0, high)
+    return MinMax(min(float(call[probe.low].min()) for call in calls) + 0.0, high)
 
 
 def _check_methods(methods: Sequence[RangeMethod]) -> None:

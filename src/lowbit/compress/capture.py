@@ -8,19 +8,20 @@ show what its layers really see.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lowbit.compress.kept import Kept, Waiting
 from lowbit.compress.sessions import misfit, open_session, read_model, show
-from lowbit.data.spool import Rows, Spool
 from lowbit.errors import DataError
 from lowbit.graph.groups import Group
-from lowbit.quant.layout import output_size, patches, sample_positions
+from lowbit.graph.probes import Shapes, infer, shapes_of
+from lowbit.graph.row_probes import RowProbe, instrument
+from lowbit.quant.layout import output_size, patches, sample_positions, taps, without_padding
 from lowbit.types import Array, Feeds
 
 if TYPE_CHECKING:
@@ -41,14 +42,14 @@ FEW = 256
 ALONE = 64
 """Rows of a convolution in groups, at least: each row has numbers of all its groups, so few say much."""
 
-IN_MEMORY = 1 << 24
-"""Bytes of rows up to which they stay in memory."""
-
-MOVED = 1 << 28
-"""Numbers that may leave the runtime, about: handing out every tensor costs more than computing it, so large models give fewer samples."""
+SHOWN = 1 << 27
+"""Numbers that products read in all the batches that are looked at, about: each costs a pass, so large models give fewer."""
 
 LEAST = 16
 """Batches that are taken in any case."""
+
+
+_FLOAT = 1  # TensorProto.FLOAT
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,11 @@ class Site:
     pads: tuple[int, ...] = ()
     dilations: tuple[int, ...] = ()
     groups: int = 1
+
+    @property
+    def layout(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """Of a convolution: kernel, strides, pads and dilations."""
+        return self.kernel, self.strides, self.pads, self.dilations
 
 
 def sites(graph: ir.Graph, groups: Iterable[Group]) -> dict[str, Site]:
@@ -116,81 +122,134 @@ def capture(path: Path, where: Mapping[str, Site], batches: Iterable[Feeds], *, 
         DataError: no samples, or such as do not fit the model.
         ModelError: the model cannot be read or run.
     """
-    waiting = iter(batches)
-    first = next(waiting, None)
-    if first is None:
-        raise DataError("There are no samples to take rows from.", "Give at least one calibration sample.")
-    channel_axis = {site.tensor: 1 if site.kernel else -1 for site in where.values()}
-    look = _Look.open(path, sorted(channel_axis), threads)
-    values = look(first)
-    most = max(LEAST, MOVED // max(sum(values[tensor].size for tensor in channel_axis), 1))
-    rest = list(islice(waiting, most - 1))
-    kept = _Kept()
-    low: dict[str, Array] = {}
-    high: dict[str, Array] = {}
-    for seed in range(1 + len(rest)):
-        values = values if seed == 0 else look(rest[seed - 1])
-        for tensor, axis in channel_axis.items():
-            least, greatest = _extremes(values[tensor], axis)
-            low[tensor] = np.minimum(low.get(tensor, least), least)
-            high[tensor] = np.maximum(high.get(tensor, greatest), greatest)
-        for name, site in where.items():
-            kept.add(name, _rows(values[site.tensor], site, rows, 1 + len(rest), seed))
+    with Waiting() as waiting:
+        look: _Look | None = None
+        most = LEAST
+        for feeds in batches:
+            waiting.add(feeds)
+            if look is None:
+                look = _Look.open(path, where, feeds, threads)
+                most = max(LEAST, SHOWN // max(look.size(feeds), 1))
+            if len(waiting) >= most:
+                break
+        if look is None:
+            raise DataError("There are no samples to take rows from.", "Give at least one calibration sample.")
+        kept = Kept()
+        low: dict[str, Array] = {}
+        high: dict[str, Array] = {}
+        for seed, feeds in enumerate(waiting):
+            draw = _Draw(rows, len(waiting), seed)
+            taken, extremes = look(feeds, draw)
+            for tensor, (least, greatest) in extremes.items():
+                low[tensor] = np.minimum(low.get(tensor, least), least)
+                high[tensor] = np.maximum(high.get(tensor, greatest), greatest)
+            for name, found in taken.items():
+                kept.add(name, found)
     return Captured(kept, low, high)
 
 
 @dataclass(frozen=True)
+class _Draw:
+    """Which rows of a batch are taken: a share of `most`, by a seed."""
+
+    most: int
+    parts: int
+    seed: int
+
+    def of_matrix(self, count: int, size: int) -> Array:
+        """Of `count` rows of `size` numbers, int64 [R]."""
+        wanted = _share(self.most, self.parts, size, 0)
+        return np.sort(np.random.default_rng(self.seed).choice(count, min(wanted, count), replace=False))
+
+    def of_convolution(self, shape: Sequence[int], site: Site) -> Array:
+        """Output positions of a convolution whose input has this shape, see `sample_positions`."""
+        extent = output_size(shape[2:], site.kernel, site.strides, site.pads, site.dilations)
+        size = shape[1] * math.prod(site.kernel)
+        return sample_positions(shape[0], extent, _share(self.most, self.parts, size, size // site.groups, site.groups), self.seed)
+
+
+@dataclass(frozen=True)
 class _Look:
-    """A model whose inner tensors can be seen."""
+    """A model in which what its products read can be seen: of what convolutions read no more than is wanted, the rest whole.
+
+    Attributes:
+        session: Of the model with its probes.
+        where: Product -> its site.
+        bare: The model without probes and weights, to infer shapes with.
+        probes: Tensor -> its probe.
+        whole: Tensors that are handed out.
+        known: Shapes of all tensors, by those of what is fed.
+    """
 
     session: Any
-    inner: list[str]
+    where: Mapping[str, Site]
+    bare: Any
+    probes: Mapping[str, RowProbe]
+    whole: list[str]
+    known: dict[tuple[Any, ...], Shapes]
 
     @classmethod
-    def open(cls, path: Path, tensors: Sequence[str], threads: int) -> _Look:
+    def open(cls, path: Path, where: Mapping[str, Site], feeds: Feeds, threads: int) -> _Look:
         model = read_model(path)
-        inner = show(model, tensors)
-        return cls(open_session(model, path, threads, "to look at what its products read"), inner)
+        bare = infer(model, {name: feed.shape for name, feed in feeds.items()})
+        shapes, floats = shapes_of(bare), {v.name for v in bare.graph.value_info if v.type.tensor_type.elem_type == _FLOAT}
+        readers: dict[str, list[str]] = {}
+        for name, site in where.items():
+            readers.setdefault(site.tensor, []).append(name)
+        inner = [name for node in model.graph.node for name in node.output if name in readers]
+        probed = {t: len(shapes[t]) for t in inner if t in shapes and t in floats and all(where[r].kernel for r in readers[t])}
+        probes = instrument(model, probed, readers)
+        whole = [tensor for tensor in inner if tensor not in probed]
+        show(model, [*whole, *(name for probe in probes.values() for name in probe.outputs)])
+        return cls(open_session(model, path, threads, "to look at what its products read"), where, bare, probes, whole, {})
 
-    def __call__(self, feeds: Feeds) -> Feeds:
-        """All tensors for a batch, those that are fed among them."""
-        if not self.inner:  # asked for nothing, the runtime gives everything
-            return feeds
+    def shapes(self, feeds: Feeds) -> Shapes:
+        """Of all tensors that can be told for a batch."""
+        given = {name: feed.shape for name, feed in feeds.items()}
+        key = tuple(sorted(given.items()))
+        if key not in self.known:
+            self.known[key] = {**shapes_of(infer(self.bare, given)), **given}
+        return self.known[key]
+
+    def size(self, feeds: Feeds) -> int:
+        """Numbers that products read of a batch, as far as they can be told."""
+        shapes = self.shapes(feeds)
+        return sum(math.prod(shapes.get(tensor, ())) for tensor in {site.tensor for site in self.where.values()})
+
+    def __call__(self, feeds: Feeds, draw: _Draw) -> tuple[dict[str, Array], dict[str, tuple[Array, Array]]]:
+        """Rows of every product, float32 [R, g, K], and lowest and highest values [C] of the channels of what they read."""
+        shapes = self.shapes(feeds) if self.probes else {}
+        if not all(tensor in shapes for tensor in self.probes):
+            given = {name: list(values.shape) for name, values in feeds.items()}
+            raise DataError(f"The model cannot take a calibration batch of shape {given}.", "Samples of other shapes before it fitted.")
+        probed = {name: site for name, site in self.where.items() if site.tensor in self.probes}
+        reads = {n: taps(shapes[s.tensor], *s.layout, draw.of_convolution(shapes[s.tensor], s)) for n, s in probed.items()}
+        seen = self._run(feeds, {self.probes[site.tensor].places[name]: reads[name][0].reshape(-1) for name, site in probed.items()})
+        rows = {}
+        for name, site in self.where.items():
+            if name in reads:
+                places, inside = reads.pop(name)
+                found = without_padding(seen.pop(self.probes[site.tensor].found[name]).reshape(places.shape), inside)
+                rows[name] = found.reshape(len(found), site.groups, -1).astype(np.float32, copy=False)
+            else:
+                rows[name] = _rows(seen[site.tensor], site, draw)
+        return rows, self._extremes(seen)
+
+    def _extremes(self, seen: Mapping[str, Array]) -> dict[str, tuple[Array, Array]]:
+        axes = {site.tensor: 1 if site.kernel else -1 for site in self.where.values() if site.tensor not in self.probes}
+        whole = {tensor: _extremes(seen[tensor], axis) for tensor, axis in axes.items()}
+        return whole | {tensor: (seen[probe.low], seen[probe.high]) for tensor, probe in self.probes.items()}
+
+    def _run(self, feeds: Feeds, places: Mapping[str, Array]) -> dict[str, Array]:
+        """What was fed, and all outputs."""
+        wanted = [*self.whole, *(name for probe in self.probes.values() for name in probe.outputs)]
+        if not wanted:  # asked for nothing, the runtime gives everything
+            return dict(feeds)
         try:
-            found = self.session.run(self.inner, dict(feeds))
+            found = self.session.run(wanted, {**feeds, **places})
         except Exception as error:  # onnxruntime's exceptions share no base class but Exception
             raise misfit(self.session, feeds, error) from error
-        return feeds | dict(zip(self.inner, found, strict=True))
-
-
-class _Kept(Mapping[str, Array]):
-    """Rows by product, one part a batch: on disk where they are many, and put together at every look."""
-
-    def __init__(self) -> None:
-        self._spool = Spool(IN_MEMORY)
-        self._parts: dict[str, list[tuple[int, tuple[int, ...]]]] = {}
-        self._all: Rows | None = None
-
-    def add(self, name: str, rows: Array) -> None:
-        start = self._spool.append(np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data) // 4
-        self._parts.setdefault(name, []).append((start, rows.shape))
-
-    def __getitem__(self, name: str) -> Array:
-        if self._all is None:
-            self._all = self._spool.rows(np.float32, (self._spool.size // 4,))
-        parts = self._parts[name]
-        found = np.empty((sum(shape[0] for _, shape in parts), *parts[0][1][1:]), np.float32)
-        row = 0
-        for start, shape in parts:
-            found[row : row + shape[0]] = self._all[start : start + math.prod(shape)].reshape(shape)
-            row += shape[0]
-        return found
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._parts)
-
-    def __len__(self) -> int:
-        return len(self._parts)
+        return {**feeds, **dict(zip(wanted, found, strict=True))}
 
 
 def _extremes(x: Array, axis: int) -> tuple[Array, Array]:
@@ -199,18 +258,13 @@ def _extremes(x: Array, axis: int) -> tuple[Array, Array]:
     return x.min(axis=others), x.max(axis=others)
 
 
-def _rows(x: Array, site: Site, most: int, parts: int, seed: int) -> Array:
-    """This batch's share of the rows of a product, float32 [R, g, K]."""
+def _rows(x: Array, site: Site, draw: _Draw) -> Array:
+    """A batch's share of the rows of a product, float32 [R, g, K]."""
     if not site.kernel:
         flat = x.reshape(-1, 1, x.shape[-1])
-        count = _share(most, parts, x.shape[-1], 0)
-        chosen = np.sort(np.random.default_rng(seed).choice(len(flat), min(count, len(flat)), replace=False))
-        return flat[chosen].astype(np.float32)
-    extent = output_size(x.shape[2:], site.kernel, site.strides, site.pads, site.dilations)
-    size = x.shape[1] * int(np.prod(site.kernel))
-    positions = sample_positions(len(x), extent, _share(most, parts, size, size // site.groups, site.groups), seed)
-    found = patches(x, site.kernel, site.strides, site.pads, site.dilations, positions)
-    return found.reshape(len(found), site.groups, -1).astype(np.float32)
+        return flat[draw.of_matrix(len(flat), x.shape[-1])].astype(np.float32)
+    found = patches(x, *site.layout, draw.of_convolution(x.shape, site))
+    return found.reshape(len(found), site.groups, -1).astype(np.float32, copy=False)
 
 
 def _share(most: int, parts: int, size: int, inputs: int, groups: int = 1) -> int:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lowbit.compress.capture import Captured
-from lowbit.compress.products import Constants, Product
+from lowbit.compress.products import Constants, Product, parts_of
 from lowbit.quant.affine import from_range, from_values, round_trip
 from lowbit.quant.equalization import clip_bounds
 from lowbit.recipe import QuantSpec
@@ -145,12 +145,16 @@ class _Judged:
         """Relative squared error of the outputs, about their mean (bias correction takes the mean up)."""
         across = self.product.by_channel(factors)
         grid = from_range((low / factors).min(), (high / factors).max(), self.activations.dtype, symmetric=self.activations.symmetric)
-        rows = round_trip(self.rows / np.swapaxes(across, 0, 1), grid)
         scaled = self.matrices * across
         flat = scaled.reshape(-1, scaled.shape[-1])
         axis = None if self.weights.granularity == "per-tensor" else 0
         rounded = round_trip(flat, from_values(flat, self.weights.dtype, symmetric=self.weights.symmetric, axis=axis))
-        wrong = outputs(rows, rounded.reshape(scaled.shape)) - self.exact
+        rounded = rounded.reshape(scaled.shape)
+        wrong = np.empty_like(self.exact)
+        for part in parts_of(self.rows):
+            rows = round_trip(self.rows[:, part] / np.swapaxes(across[part], 0, 1), grid)
+            wrong[:, part] = outputs(rows, rounded[part])
+        wrong -= self.exact
         wrong -= wrong.mean(axis=0)
         return float(np.sum(wrong**2) / max(float(np.sum((self.exact - self.exact.mean(axis=0)) ** 2)), 1e-30))
 

@@ -7,6 +7,9 @@ statistics of the prepared model once, and for those of a transformed one once a
 from __future__ import annotations
 
 import hashlib
+import shutil
+import tempfile
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +17,7 @@ from typing import Any
 
 from lowbit.compress.calibrate import CalibrationStats, calibrate
 from lowbit.compress.capture import Captured, Site, capture, sites
-from lowbit.compress.sessions import apart, trim
+from lowbit.compress.sessions import apart, split_off, trim
 from lowbit.graph import ir_files
 from lowbit.graph.groups import find_groups
 from lowbit.graph.load import external_files
@@ -42,6 +45,16 @@ class Evidence:
     _known: dict[str, CalibrationStats] = field(default_factory=dict)
     _digests: dict[tuple[Any, ...], str] = field(default_factory=dict)
     _captured: Captured | None = None
+    _light: Path | None = None
+
+    @property
+    def light(self) -> Path:
+        """The prepared model; where it is large, a copy with its weights in a file of their own, for as long as this lives."""
+        if self._light is None:
+            folder = tempfile.mkdtemp()
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            self._light = split_off(self.prepared, Path(folder))
+        return self._light
 
     @property
     def stats(self) -> CalibrationStats:
@@ -57,8 +70,11 @@ class Evidence:
         """Range statistics of a model that takes the same inputs; one pass over all samples."""
         key = self._digest(path)
         if key not in self._known:
-            with apart(path) as light:
-                self._known[key] = calibrate(light, self.batches())
+            if path == self.prepared:
+                self._known[key] = calibrate(self.light, self.batches())
+            else:
+                with apart(path) as light:
+                    self._known[key] = calibrate(light, self.batches())
             trim()
         return self._known[key]
 
@@ -67,14 +83,14 @@ class Evidence:
         """Rows and channel ranges of everything a product reads, from a part of the samples."""
         if self._captured is None:
             where, fixed = self._sites()  # the model itself is forgotten: its weights would be in memory twice
-            with apart(self.prepared) as light:
-                self._captured = capture(light, where, self._feeds(fixed))
+            trim()
+            self._captured = capture(self.light, where, self._feeds(fixed))
             trim()
         return self._captured
 
     def _sites(self) -> tuple[dict[str, Site], bool]:
         """What products read, and whether the batch size is fixed."""
-        graph = ir_files.read(self.prepared).graph
+        graph = ir_files.read(self.light).graph
         fixed = any(isinstance(value.shape[0], int) for value in graph.inputs if value.shape)
         return sites(graph, find_groups(graph, ONNXRUNTIME_CPU)), fixed
 

@@ -7,8 +7,8 @@ only where it helps on rows it has not seen; with few rows for many inputs, feed
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from lowbit.compress.capture import Captured
 from lowbit.compress.equalize import outputs
-from lowbit.compress.products import Constants, Product
+from lowbit.compress.products import Constants, Product, parts_of
 from lowbit.graph.parameterize import Table
 from lowbit.quant.affine import Affine, round_trip
 from lowbit.quant.bias import correction
@@ -76,16 +76,18 @@ def fit(
     constants = Constants(model)
     ways = {}
     for name, product in found.items():
-        rows = captured.rows[name]
+        rows = captured.rows[name]  # a copy of its own, see `Captured`
         if product.site.tensor in factors:
-            rows = rows / np.swapaxes(product.by_channel(factors[product.site.tensor]), 0, 1)
-        exact = product.matrices(constants[product.weight])
-        grid = product.grid_of_rows(table[product.weight], constants[product.weight])
-        seen = round_trip(rows, table[keys.get(name, product.site.tensor)])
-        problem = _Problem(exact, grid, rows, seen, product.bias is not None)
-        way = problem.best()
-        ways[name] = way
-        quantized, shift = problem.solve(way.feedback, way.corrected, slice(None))
+            rows /= np.swapaxes(product.by_channel(factors[product.site.tensor]), 0, 1)
+        problem = _Problem(
+            product.matrices(constants[product.weight]),
+            product.grid_of_rows(table[product.weight], constants[product.weight]),
+            rows,
+            table[keys.get(name, product.site.tensor)],
+            product.bias is not None,
+        )
+        way = ways[name] = problem.best()
+        quantized, shift = problem.solve(way.feedback, way.corrected)
         constants[product.weight] = product.back(quantized, constants[product.weight].shape)
         if product.bias is not None and way.corrected:
             constants[product.bias] = constants[product.bias] + shift.reshape(constants[product.bias].shape)
@@ -94,47 +96,84 @@ def fit(
 
 @dataclass(frozen=True)
 class _Problem:
-    """One product: exact weights [g, O/g, K], their grid, rows [R, g, K] as the float and as the quantized model has them."""
+    """One product: exact weights [g, O/g, K] and their grid, rows [R, g, K] as the float model has them, and the grid they are read on."""
 
     exact: Array
     grid: Affine
     rows: Array
-    seen: Array
+    seen: Affine
     has_bias: bool
-
-    @cached_property
-    def nearest(self) -> Array:
-        """The weights rounded to their nearest levels."""
-        return to_nearest(self.exact, self.grid)
 
     def best(self) -> Way:
         """The way with the least error on rows it was not fitted to."""
         half = len(self.rows) // 2
-        parts = (slice(half), slice(half, None))
         trials = [(False, False)]
         if half:
             trials += [(False, True)] if self.has_bias else []
             trials += [(True, self.has_bias)] if half >= ENOUGH * self.exact.shape[-1] else []
-        errors = {trial: self._error(*self.solve(*trial, parts[0]), parts[1]) for trial in trials}
+        wrong, exact = dict.fromkeys(trials, 0.0), 0.0
+        for part in self._parts():
+            exact += part.power(slice(half, None))
+            for trial in trials:
+                wrong[trial] += part.error(*part.solve(*trial, slice(half)), slice(half, None))
+        errors = {trial: value / max(exact, 1e-30) for trial, value in wrong.items()}
         plain = errors[False, False]
         best = min(errors, key=errors.__getitem__)
         if errors[best] > GAIN * plain:
             best = (False, False)
         return Way(*best, errors[best], plain)
 
-    def solve(self, feedback: bool, corrected: bool, part: slice) -> tuple[Array, Array]:
+    def solve(self, feedback: bool, corrected: bool) -> tuple[Array, Array]:
+        """Weights on their grid [g, O/g, K] and what to add to the bias [g, O/g], from all rows."""
+        found = [part.solve(feedback, corrected, slice(None)) for part in self._parts()]
+        return np.concatenate([weights for weights, _ in found]), np.concatenate([shift for _, shift in found])
+
+    def _parts(self) -> Iterator[_Part]:
+        """Some groups at a time: with their moments, all of them at once would take many times the memory of the rows."""
+        for part in parts_of(self.rows):
+            grid = replace(self.grid, scale=self.grid.scale[part], zero_point=self.grid.zero_point[part])
+            rows = self.rows[:, part]
+            yield _Part(self.exact[part], grid, rows, round_trip(rows, self.seen))
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some groups of a product, and its rows as the float and as the quantized model has them."""
+
+    exact: Array
+    grid: Affine
+    rows: Array
+    seen: Array
+
+    @cached_property
+    def nearest(self) -> Array:
+        """The weights rounded to their nearest levels."""
+        return to_nearest(self.exact, self.grid)
+
+    def solve(self, feedback: bool, corrected: bool, which: slice) -> tuple[Array, Array]:
         """Weights on their grid and what to add to the bias, from some of the rows."""
-        rows, seen = self.rows[part], self.seen[part]
+        rows, seen = self.rows[which], self.seen[which]
         quantized = self.nearest
         if feedback:
             moments = Moments.of(rows, seen)
             quantized = with_feedback(self.exact, self.grid, moments.centred() if corrected else moments, sweeps=SWEEPS)
         if not corrected:
             return quantized, np.zeros(self.exact.shape[:2])
-        return quantized, correction(self.exact, quantized, *(part.mean(axis=0, dtype=np.float64) for part in (rows, seen)))
+        return quantized, correction(self.exact, quantized, *(each.mean(axis=0, dtype=np.float64) for each in (rows, seen)))
 
-    def _error(self, quantized: Array, shift: Array, part: slice) -> float:
-        step = max(1, len(self.rows[part]) // JUDGED)
-        exact = outputs(self.rows[part][::step], self.exact)
-        wrong = outputs(self.seen[part][::step], quantized) + shift - exact
-        return float(np.sum(wrong**2) / max(float(np.sum(exact**2)), 1e-30))
+    def error(self, quantized: Array, shift: Array, which: slice) -> float:
+        """Squared error of the output, on some of the rows."""
+        judged = _judged(self.seen[which])
+        wrong = outputs(judged, quantized) + shift - self._wanted(which)
+        return float(np.sum(wrong**2))
+
+    def power(self, which: slice) -> float:
+        """Square of the output on the same rows."""
+        return float(np.sum(self._wanted(which) ** 2))
+
+    def _wanted(self, which: slice) -> Array:
+        return outputs(_judged(self.rows[which]), self.exact)
+
+
+def _judged(rows: Array) -> Array:
+    return rows[:: max(1, len(rows) // JUDGED)]

@@ -6,7 +6,7 @@ row r of a captured input gives output[r, g] = matrices[g] @ rows[r, g] (quant/l
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -20,6 +20,10 @@ from lowbit.types import Array
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+
+PART = 1 << 19
+"""Numbers of rows that are worked on at once, where a product has groups."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,13 @@ def products(model: ir.Model, groups: Iterable[Group]) -> dict[str, Product]:
         adds = group.bias is not None or any(nodes[each].op_type == "Add" for each in group.nodes[1:2])
         found[name] = Product(group, site, str(weight.name), _bias(group, nodes), _layout(node), adds)
     return found
+
+
+def parts_of(rows: Array) -> Iterator[slice]:
+    """Groups of a product, as many at once as have at most about `PART` numbers in its rows [R, g, K]: each is a problem of its own."""
+    groups = rows.shape[1]
+    step = max(1, PART * groups // max(rows.size, 1))
+    return (slice(start, start + step) for start in range(0, groups, step))
 
 
 def with_biases(model: ir.Model) -> None:

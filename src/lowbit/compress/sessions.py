@@ -12,18 +12,12 @@ from typing import TYPE_CHECKING, Any
 from lowbit.errors import DataError, ModelError
 from lowbit.graph import ir_files
 from lowbit.graph.load import external_files
+from lowbit.graph.probes import MARK
 from lowbit.quiet import no_telemetry
 from lowbit.types import Feeds
 
 if TYPE_CHECKING:
     import onnx
-    import onnx_ir as ir
-
-LARGE = 1 << 24
-"""Bytes from which on a model's weights are put apart."""
-
-INLINE = 1 << 14
-"""Bytes of a weight up to which it stays in the model: shape inference looks at small ones."""
 
 
 def read_model(path: Path) -> onnx.ModelProto:
@@ -97,7 +91,7 @@ def one_more(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> d
 
 def misfit(session: Any, feeds: Feeds, error: Exception) -> DataError | ModelError:
     """What to say of a batch that a session could not run: the data's fault where shapes or types differ, else the model's."""
-    wanted = {i.name: f"{i.type} {i.shape}" for i in session.get_inputs()}
+    wanted = {i.name: f"{i.type} {i.shape}" for i in session.get_inputs() if MARK not in i.name}
     given = {name: f"{feed.dtype} {list(feed.shape)}" for name, feed in feeds.items()}
     message = f"The model could not run a calibration batch: {str(error).splitlines()[0]}"
     hint = f"The model takes {wanted}, the batch has {given}."
@@ -107,27 +101,24 @@ def misfit(session: Any, feeds: Feeds, error: Exception) -> DataError | ModelErr
 
 @contextmanager
 def apart(path: Path) -> Iterator[Path]:
-    """The same model with large weights in a file of their own, for as long as it is needed.
+    """The same model with large weights in a file of their own, for as long as it is needed, see `split_off`."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield split_off(path, Path(folder))
 
-    onnxruntime maps such a file. Weights inside the model would be in memory
+
+def split_off(path: Path, folder: Path) -> Path:
+    """Writes a model with its large weights in a file of their own to `folder`; where that saves nothing, the model itself will do.
+
+    onnxruntime maps such a file, and onnx-ir reads from it what it is asked for. Weights inside the model would be in memory
     as bytes, parsed, and in the layout of the runtime, all at once.
     """
     trim()
-    if path.stat().st_size < LARGE or external_files(path):
-        yield path
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        light = Path(folder) / path.name
-        write_apart(ir_files.read(path), light)
-        trim()
-        yield light
-
-
-def write_apart(model: ir.Model, path: Path) -> None:
-    """Writes a model with its large weights in a file beside it, without a second copy in memory."""
-    import onnx_ir
-
-    onnx_ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=INLINE)
+    if path.stat().st_size < ir_files.LARGE or external_files(path):
+        return path
+    light = folder / path.name
+    ir_files.write_apart(ir_files.read(path), light)
+    trim()
+    return light
 
 
 def trim() -> None:

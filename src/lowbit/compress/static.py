@@ -21,8 +21,9 @@ from lowbit.compress.equalize import equalize
 from lowbit.compress.evidence import Evidence
 from lowbit.compress.fit import Way, fit
 from lowbit.compress.products import Product, products, with_biases
-from lowbit.compress.sessions import write_apart
+from lowbit.compress.sessions import trim
 from lowbit.compress.smooth import smooth
+from lowbit.compress.threads import one_thread
 from lowbit.errors import unknown
 from lowbit.graph import ir_files
 from lowbit.graph.groups import Group
@@ -66,10 +67,19 @@ def write_static(evidence: Evidence, out: Path, recipe: Recipe, target: Profile)
         recipe: Its specs, range method, transforms, formats, operators and exclusions are used.
         target: Where the artifact will run.
     """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent) as folder, one_thread():
+        model = ir_files.read(evidence.light)
+        made = _quantize(model, evidence, recipe, target, Path(folder))
+        ir_files.write(model, out)
+    return made
+
+
+def _quantize(model: ir.Model, evidence: Evidence, recipe: Recipe, target: Profile, folder: Path) -> Made:
+    """Makes the static integer model of a recipe in place; weights may come to lie in the folder."""
     assert recipe.activations is not None, f"{recipe.name} is not a static recipe"
-    model = ir_files.read(evidence.prepared)
     scaled = _scale(model, evidence, recipe, target) if "equalize" in recipe.transforms else {}
-    stats = _stats_of(model, evidence, out.parent) if scaled else evidence.stats
+    stats = _stats_of(model, evidence, folder) if scaled else evidence.stats
     if "fit" in recipe.transforms:
         with_biases(model)
     placement = place(model.graph, target, format_of(recipe), stats.tensors)
@@ -84,25 +94,25 @@ def write_static(evidence: Evidence, out: Path, recipe: Recipe, target: Profile)
         ways = fit(model, found, evidence.captured, table, {**scaled, **smoothing}, keys)
         table = parameterize(placement, ranges, values_of(model), grids)
     write_pairs(model, placement, table, smoothing, target=target)
-    ir_files.write(model, out)
     return Made(placement, table, {**scaled, **smoothing}, ways)
 
 
 def write_scaled(evidence: Evidence, out: Path, recipe: Recipe, target: Profile) -> Path:
     """Writes the FP32 model that a recipe's scaling leaves: what its sensitivity is measured on."""
-    model = ir_files.read(evidence.prepared)
+    model = ir_files.read(evidence.light)
     if "equalize" in recipe.transforms:
-        _scale(model, evidence, recipe, target)
+        with one_thread():
+            _scale(model, evidence, recipe, target)
     ir_files.write(model, out)
     return out
 
 
 def _stats_of(model: ir.Model, evidence: Evidence, folder: Path) -> CalibrationStats:
-    """Range statistics of a transformed model."""
-    with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        transformed = Path(temporary) / "transformed.onnx"
-        write_apart(model, transformed)
-        return evidence.stats_of(transformed)
+    """Range statistics of a transformed model, whose large weights lie in the folder from then on."""
+    transformed = folder / "transformed.onnx"
+    ir_files.write_apart(model, transformed)
+    trim()
+    return evidence.stats_of(transformed)
 
 
 def check_formats(recipe: Recipe, prepared: Path) -> None:

@@ -13,6 +13,12 @@ if TYPE_CHECKING:
 LARGEST_FILE = 1 << 30
 """Weights beyond this many bytes go into a file beside the model: protobuf stops at 2 GiB."""
 
+LARGE = 1 << 24
+"""Bytes from which on a model's weights are put into a file of their own for as long as it is worked on."""
+
+INLINE = 1 << 14
+"""Bytes of a weight up to which it stays in the model even then: shape inference looks at small ones."""
+
 _IR_VERSIONS = {19: 9, 21: 10, 23: 11, 24: 12}
 """First operator set -> the file format that came with it (https://github.com/onnx/onnx/blob/main/docs/Versioning.md)."""
 
@@ -28,13 +34,23 @@ def read(path: Path) -> ir.Model:
 
 
 def write(model: ir.Model, path: Path) -> None:
-    """Writes a model, with its weights in `NAME.data` beside it where they are too large for one file or lay in another file before."""
+    """Writes a model as one file, or with its weights in `NAME.data` beside it where they are too large for that."""
     import onnx_ir
 
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = [value.const_value for graph in model.graphs() for value in graph.initializers.values() if value.const_value is not None]
-    apart = sum(tensor.nbytes for tensor in tensors) > LARGEST_FILE or any(isinstance(t, onnx_ir.ExternalTensor) for t in tensors)
+    apart = sum(tensor.nbytes for tensor in tensors) > LARGEST_FILE
+    if not apart:
+        onnx_ir.external_data.load_to_model(model)
     onnx_ir.save(model, path, external_data=f"{path.name}.data" if apart else None)
+
+
+def write_apart(model: ir.Model, path: Path) -> None:
+    """Writes a model with its large weights in a file beside it, and lets go of them: from then on the model reads them there."""
+    import onnx_ir
+
+    light = onnx_ir.external_data.unload_from_model(model, path.parent, f"{path.name}.data", size_threshold_bytes=INLINE)
+    onnx_ir.save(light, path)
 
 
 def raise_opset(model: ir.Model, least: int) -> None:

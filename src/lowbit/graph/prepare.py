@@ -9,6 +9,7 @@ order that runtimes fuse, and every node gets a name of its own that recipes can
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,10 +29,35 @@ MIN_OPSET = 13
 
 
 def prepare(model: Model, out: Path) -> Path:
-    """Writes the prepared form of `model` to `out` and returns `out`.
+    """Writes the prepared form of `model` to `out` and returns `out`; weights of a large model lie beside it, in `NAME.data`.
+
+    Whatever reads it then reads only the weights that it needs, and onnxruntime maps them.
 
     Raises:
         ModelError: the operator set cannot be raised, or no runtime has one of the operators.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent) as folder:
+        raised, folded, named = (Path(folder) / f"{step}.onnx" for step in ("raised", "folded", "named"))
+        large = model.size_bytes >= ir_files.LARGE
+        _raise(model, raised, large)
+        _fold(raised, folded, model.path.name)
+        _name(folded, named)
+        merged = ir_files.read(named)
+        changed = fold_batch_norms(merged) + merge_products(merged) + halve_gelu_last(merged)
+        if large:
+            ir_files.write_apart(merged, out)
+        elif changed:
+            ir_files.write(merged, out)
+        else:
+            named.replace(out)
+    return out
+
+
+def _raise(model: Model, out: Path, large: bool) -> None:
+    """Writes a model whose initializers are constants, in an operator set that will do; large weights go into a file of their own.
+
+    From here on, only what needs them reads them: a model in memory for every step would be there many times.
     """
     import onnx
 
@@ -39,20 +65,16 @@ def prepare(model: Model, out: Path) -> Path:
     _drop_initializer_inputs(proto)
     if model.opset < MIN_OPSET:
         proto = _raise_opset(proto, model)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    raised = out.with_suffix(".raised.onnx")
-    onnx.save_model(proto, raised)
-    try:
-        _fold(raised, out, model.path.name)
-    finally:
-        raised.unlink(missing_ok=True)
-    folded = onnx.load_model(out)
-    _name_nodes(folded)
-    onnx.save_model(onnx.shape_inference.infer_shapes(folded), out)
-    merged = ir_files.read(out)
-    if fold_batch_norms(merged) + merge_products(merged) + halve_gelu_last(merged):
-        ir_files.write(merged, out)
-    return out
+    onnx.save_model(proto, out, save_as_external_data=large, location=f"{out.name}.data", size_threshold=ir_files.INLINE)
+
+
+def _name(source: Path, out: Path) -> None:
+    """Gives nodes names, and tensors shapes."""
+    import onnx
+
+    proto = onnx.load_model(source, load_external_data=False)
+    _name_nodes(proto)
+    onnx.save_model(onnx.shape_inference.infer_shapes(proto), out)
 
 
 def _drop_initializer_inputs(proto: onnx.ModelProto) -> None:

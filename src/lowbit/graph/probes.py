@@ -28,6 +28,9 @@ from lowbit.graph.observe import Plan
 SAMPLE = 4096
 """About how many elements of a tensor enter its histogram, per input sample; smaller tensors enter whole."""
 
+MARK = "/lowbit/"
+"""In the names of everything that probes add."""
+
 _BLOCK = 16  # channels in a block of the widest layout; a tensor with other channels is not laid out so
 _KEPT = 1024  # most extrema a reduction hands out, per input sample
 _FLOAT = 1
@@ -93,10 +96,9 @@ def instrument(model: Any, plan: Plan, one: Any, two: Any, *, sample: bool) -> t
 
     graph = model.graph
     inputs, final = {v.name for v in graph.input}, {v.name for v in graph.output}
-    shapes, more = _shapes(one), _shapes(two)
+    shapes, more = shapes_of(one), shapes_of(two)
     types = {v.name: v.type.tensor_type.elem_type for v in [*one.graph.value_info, *one.graph.output]}
-    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
-    builder = _Builder(graph, opset)
+    builder = Builder(model)
     probes = []
     for name in plan.observed:
         if name not in inputs:
@@ -104,7 +106,7 @@ def instrument(model: Any, plan: Plan, one: Any, two: Any, *, sample: bool) -> t
             own = shapes.get(name) if _grows(shapes.get(name), more.get(name), shapes, more, inputs) else None
             probe = builder.probe(name, own, types.get(name, 0), name in plan.rectified, sample)
             probes.append(builder.checked(probe, shapes[name]) if name in final and probe.high != name else probe)
-    graph.node.extend(node for group in reversed(builder.nodes.values()) for node in group)
+    builder.finish()
     del graph.output[:]
     wanted = {name for p in probes for name in (p.high, p.low, p.sample, p.check) if name is not None}
     graph.output.extend(onnx.ValueInfoProto(name=name) for name in sorted(wanted))
@@ -119,71 +121,81 @@ def stride(size: int) -> int:
     return step
 
 
-class _Builder:
+class Builder:
     """Collects the nodes that belong beside each tensor."""
 
-    def __init__(self, graph: Any, opset: int) -> None:
-        self.graph, self.opset = graph, opset
+    def __init__(self, model: Any) -> None:
+        self.graph = model.graph
+        self.opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
         self.nodes: dict[str, list[Any]] = {}
+
+    def finish(self) -> None:
+        """Adds the nodes to the graph, those of the first tensor last."""
+        self.graph.node.extend(node for group in reversed(self.nodes.values()) for node in group)
 
     def probe(self, name: str, shape: tuple[int, ...] | None, kind: int, rectified: bool, sample: bool) -> Probe:
         size = math.prod(shape[1:]) if shape else 0
         if shape is None or len(shape) < 2 or size <= SAMPLE:
-            return Probe(name, name, name, False, name if sample else None)
+            # A tensor in blocks is turned back in a leaf of the runtime's own, which would come first and take all before it along.
+            whole = self.node(name, "Flatten", [name]) if shape is not None and len(shape) == 4 else name
+            return Probe(name, whole, whole, False, whole if sample else None)
         if len(shape) == 4 and shape[1] % _BLOCK == 0 and kind == _FLOAT:
             return self._pooled(name, shape, rectified, sample)
         return self._reduced(name, shape, size, kind, sample)
 
     def checked(self, probe: Probe, shape: tuple[int, ...]) -> Probe:
-        mean = self._reduce(probe.tensor, "ReduceMean", probe.tensor, list(range(1, len(shape))))
+        mean = self.reduce(probe.tensor, "ReduceMean", probe.tensor, list(range(1, len(shape))))
         return replace(probe, check=mean)
 
     def _pooled(self, name: str, shape: tuple[int, ...], rectified: bool, sample: bool) -> Probe:
         def maximum(source: str, suffix: str) -> str:
-            return self._node(name, "Flatten", [self._node(name, "GlobalMaxPool", [source], suffix)], suffix)
+            return self.node(name, "Flatten", [self.node(name, "GlobalMaxPool", [source], suffix)], suffix)
 
         high, low, taken = maximum(name, "high"), None, None
         if not rectified:
-            weight = self._constant(name, "minus", [-1.0] * shape[1], [shape[1], 1, 1, 1])
-            low = maximum(self._node(name, "Conv", [name, weight], group=shape[1], kernel_shape=[1, 1]), "low")
+            weight = self.constant(name, "minus", [-1.0] * shape[1], [shape[1], 1, 1, 1])
+            low = maximum(self.node(name, "Conv", [name, weight], group=shape[1], kernel_shape=[1, 1]), "low")
         if sample:
             side = math.ceil(math.sqrt(math.prod(shape[1:]) / SAMPLE))
             strides = [min(side, shape[2]), min(side, shape[3])]
-            taken = self._node(name, "Flatten", [self._node(name, "MaxPool", [name], kernel_shape=[1, 1], strides=strides)], "sample")
+            taken = self.node(name, "Flatten", [self.node(name, "MaxPool", [name], kernel_shape=[1, 1], strides=strides)], "sample")
         return Probe(name, high, low, True, taken)
 
     def _reduced(self, name: str, shape: tuple[int, ...], size: int, kind: int, sample: bool) -> Probe:
-        source = name if kind == _FLOAT else self._node(name, "Cast", [name], to=_FLOAT)
+        source = name if kind == _FLOAT else self.node(name, "Cast", [name], to=_FLOAT)
         kept = max(i for i in range(1, len(shape)) if math.prod(shape[1:i]) <= _KEPT)
-        high, low = (self._reduce(name, op, source, list(range(kept, len(shape)))) for op in ("ReduceMax", "ReduceMin"))
+        high, low = (self.reduce(name, op, source, list(range(kept, len(shape)))) for op in ("ReduceMax", "ReduceMin"))
         taken = None
         if sample:
-            rows = self._node(name, "Reshape", [source, self._constant(name, "rows", [0, -1])])
+            rows = self.node(name, "Reshape", [source, self.constant(name, "rows", [0, -1])])
             taken = self._slice(name, rows, stride(size))
         return Probe(name, high, low, False, taken)
 
-    def _reduce(self, name: str, op: str, source: str, axes: list[int]) -> str:
+    def reduce(self, name: str, op: str, source: str, axes: list[int]) -> str:
+        """A reduction of a tensor; what it gives."""
         if self.opset < 18:
-            return self._node(name, op, [source], axes=axes, keepdims=0)
-        return self._node(name, op, [source, self._constant(name, f"{op}_axes", axes)], keepdims=0)
+            return self.node(name, op, [source], axes=axes, keepdims=0)
+        return self.node(name, op, [source, self.constant(name, f"{op}_axes", axes)], keepdims=0)
 
     def _slice(self, name: str, rows: str, step: int) -> str:
         if self.opset < 10:  # Slice had no steps: take every element
             return rows
         parts = {"starts": 0, "ends": 2**31 - 1, "axes": 1, "steps": step}
-        return self._node(name, "Slice", [rows, *(self._constant(name, key, [value]) for key, value in parts.items())])
+        return self.node(name, "Slice", [rows, *(self.constant(name, key, [value]) for key, value in parts.items())])
 
-    def _node(self, tensor: str, op: str, inputs: list[str], suffix: str = "", **attributes: Any) -> str:
+    def node(self, tensor: str, op: str, inputs: list[str], suffix: str = "", **attributes: Any) -> str:
+        """A node beside a tensor; what it gives."""
         import onnx
 
-        output = f"{tensor}/lowbit/{op}{suffix}"
+        output = f"{tensor}{MARK}{op}{suffix}"
         self.nodes.setdefault(tensor, []).append(onnx.helper.make_node(op, inputs, [output], name=output, **attributes))
         return output
 
-    def _constant(self, tensor: str, key: str, values: list[Any], dims: list[int] | None = None) -> str:
+    def constant(self, tensor: str, key: str, values: list[Any], dims: list[int] | None = None) -> str:
+        """A constant of integers, or of floats; its name."""
         import onnx
 
-        name = f"{tensor}/lowbit/{key}"
+        name = f"{tensor}{MARK}{key}"
         kind = _FLOAT if isinstance(values[0], float) else 7  # INT64
         self.graph.initializer.append(onnx.helper.make_tensor(name, kind, dims or [len(values)], values))
         return name
@@ -227,7 +239,8 @@ def _set_shape(value: Any, shape: tuple[int, ...]) -> None:
         dims.dim.add().dim_value = size
 
 
-def _shapes(inferred: Any) -> Shapes:
+def shapes_of(inferred: Any) -> Shapes:
+    """Shapes of all tensors of a model that are known in full."""
     graph = inferred.graph
     known = {v.name: _shape(v) for v in [*graph.input, *graph.value_info, *graph.output]}
     return {name: shape for name, shape in known.items() if shape is not None}

@@ -58,13 +58,13 @@ def sample_positions(samples: int, extent: Sequence[int], count: int, seed: int 
     return np.stack(np.unravel_index(flat, shape), axis=1)
 
 
-def patches(
-    x: Array, kernel: Sequence[int], strides: Sequence[int], pads: Sequence[int], dilations: Sequence[int], positions: Array
-) -> Array:
-    """What a convolution sees at some output positions: rows of im2col, for any number of spatial axes.
+def taps(
+    shape: Sequence[int], kernel: Sequence[int], strides: Sequence[int], pads: Sequence[int], dilations: Sequence[int], positions: Array
+) -> tuple[Array, Array]:
+    """Where in its input a convolution reads at some output positions, for any number of spatial axes.
 
     Args:
-        x: [N, C, *spatial].
+        shape: Of the input, [N, C, *spatial].
         kernel: Extent along each spatial axis; likewise `strides` and `dilations`.
         strides: Step of the output.
         pads: Zeros at all begins, then at all ends (ONNX); as many as twice the axes.
@@ -72,21 +72,56 @@ def patches(
         positions: int [R, 1 + axes]: sample and output position, see `sample_positions`.
 
     Returns:
-        [R, C * prod(kernel)], ordered as a weight [O, C, *kernel] flattened from axis 1 on. For g groups reshape to [R, g, K].
+        Places in the flattened input, int32 (int64 where it is very large) [R, C, *kernel], the order of a weight [O, C, *kernel];
+        and whether they are inside, bool [R, 1, *kernel]: the place of what lies in the padding is another's, and it counts as zero.
 
     Raises:
         UsageError: arguments for another number of spatial axes.
     """
     axes = len(kernel)
-    if not x.ndim - 2 == axes == len(strides) == len(dilations) == len(pads) // 2 == positions.shape[1] - 1:
-        raise UsageError(f"An input of shape {x.shape} has {x.ndim - 2} spatial axes, the kernel {tuple(kernel)} has {axes}.")
-    taps: list[Any] = [positions[:, 0].reshape(-1, *(1 for _ in range(axes))), slice(None)]
+    if not len(shape) - 2 == axes == len(strides) == len(dilations) == len(pads) // 2 == positions.shape[1] - 1:
+        raise UsageError(f"An input of shape {tuple(shape)} has {len(shape) - 2} spatial axes, the kernel {tuple(kernel)} has {axes}.")
+    size, steps = math.prod(shape), [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    kind = np.int32 if size <= np.iinfo(np.int32).max // 2 else np.int64
+    where: Any = positions[:, 0].reshape(-1, *(1 for _ in range(axes))) * steps[0]
     inside: Any = True
-    for d in range(axes):  # the whole input is not padded for a few rows: what lies outside is set to zero afterwards
+    for d in range(axes):
         index = positions[:, 1 + d, None] * strides[d] - pads[d] + np.arange(kernel[d]) * dilations[d]  # [R, kernel]
         index = index.reshape(len(positions), *(kernel[d] if e == d else 1 for e in range(axes)))
-        inside = inside & (index >= 0) & (index < x.shape[2 + d])
-        taps.append(index.clip(0, x.shape[2 + d] - 1))
-    found = x[tuple(taps)]  # indexed axes come first: [R, *kernel, C]
-    found[~np.broadcast_to(inside, found.shape[:-1])] = 0
-    return np.ascontiguousarray(np.moveaxis(found, -1, 1)).reshape(len(positions), -1)
+        where = where + index * steps[2 + d]
+        inside = inside & (index >= 0) & (index < shape[2 + d])
+    channels = (np.arange(shape[1]) * steps[1]).astype(kind).reshape(-1, *(1 for _ in range(axes)))
+    places = where.astype(kind)[:, None] + channels
+    if not inside.all():
+        np.minimum(np.maximum(places, 0, out=places), size - 1, out=places)
+    return places, inside[:, None]
+
+
+def patches(
+    x: Array, kernel: Sequence[int], strides: Sequence[int], pads: Sequence[int], dilations: Sequence[int], positions: Array
+) -> Array:
+    """What a convolution sees at some output positions: rows of im2col.
+
+    Args:
+        x: [N, C, *spatial].
+        kernel: See `taps`, and for all that follow.
+        strides: Step of the output.
+        pads: Zeros around.
+        dilations: Step within the kernel.
+        positions: Sample and output position.
+
+    Returns:
+        [R, C * prod(kernel)], ordered as a weight [O, C, *kernel] flattened from axis 1 on. For g groups reshape to [R, g, K].
+
+    Raises:
+        UsageError: arguments for another number of spatial axes.
+    """
+    places, inside = taps(x.shape, kernel, strides, pads, dilations, positions)
+    return without_padding(x.reshape(-1)[places], inside).reshape(len(positions), -1)
+
+
+def without_padding(found: Array, inside: Array) -> Array:
+    """What was found at the places of `taps` [R, C, *kernel], in place, with zeros for padding."""
+    if not inside.all():
+        np.copyto(found, 0, where=~inside)
+    return found

@@ -51,8 +51,8 @@ def learned_rounding(weights: Array, grid: Affine, moments: Moments, *, damping:
     # In steps of the grid, and relative to the mean input: the balance of the two terms does not depend on the layer's units.
     power = np.einsum("...kk->...", hessian)[..., None, None] / hessian.shape[-1]
     form, goal = (hessian / power).astype(np.float32), (target / table.scale - lower).astype(np.float32)
-    up = _learn(goal, table.scale.astype(np.float32), form, steps)
-    return ((np.clip(lower + up + table.zero, table.bottom, table.top) - table.zero) * table.scale).astype(np.float32)
+    up = _learn(goal, np.broadcast_to(table.scale, target.shape).astype(np.float32), form, steps)
+    return (np.clip(lower + up, table.low, table.high) * table.scale).astype(np.float32)
 
 
 def _learn(goal: Array, scale: Array, form: Array, steps: int) -> Array:

@@ -137,12 +137,11 @@ def expected_error(histogram: Histogram, lows: Array, highs: Array, levels: int 
     bottom = np.rint(lows[:, None] / step)  # first and last level, counted from zero: the grid that is really used
     top = bottom + levels - 1
 
-    def integral(x: Array) -> Array:
-        units = x / step
-        nearest = np.clip(np.rint(units), bottom, top)
-        return nearest / 12 + (units - nearest) ** 3 / 3
-
-    share: Array = (integral(edges[used + 1]) - integral(edges[used])) * step**2
+    units = edges / step  # [candidates, bins + 1], and everything below
+    nearest = np.minimum(np.maximum(np.rint(units), bottom), top)
+    units -= nearest
+    integral = nearest / 12 + units * units * units / 3  # as powers, it takes ten times as long
+    share: Array = np.diff(integral, axis=1)[:, used] * step**2
     width = np.ldexp(1.0, histogram.exponent)
     total: Array = (share * step / width) @ mass[used] / histogram.count
     return total

@@ -40,32 +40,34 @@ class Levels:
     """A grid laid out over a matrix.
 
     Attributes:
-        scale: float64 [..., O, K].
-        zero: int32, same shape.
-        bottom: Lowest level.
-        top: Highest level.
+        scale: float64, in a shape that broadcasts with it; likewise the ends.
+        low: Lowest level, counted from the one that stands for zero.
+        high: Highest, likewise.
     """
 
     scale: Array
-    zero: Array
-    bottom: int
-    top: int
+    low: Array
+    high: Array
 
     @classmethod
     def of(cls, grid: Affine, shape: tuple[int, ...]) -> Levels:
         """Of the parameters of an array of `shape`."""
-        scale, zero = (np.broadcast_to(part, shape) for part in aligned(grid, shape))
-        return cls(scale.astype(np.float64), zero, *levels(grid.dtype, grid.symmetric))
+        scale, zero = (part.astype(np.float64) for part in aligned(grid, shape))
+        bottom, top = levels(grid.dtype, grid.symmetric)
+        return cls(scale, bottom - zero, top - zero)
 
-    def nearest(self, values: Array, columns: slice = slice(None)) -> Array:
-        """Real values of some columns -> the nearest values on the grid."""
-        scale, zero = self.scale[..., columns], self.zero[..., columns]
-        return (np.clip(np.rint(values / scale) + zero, self.bottom, self.top) - zero) * scale
+    def nearest(self, values: Array) -> Array:
+        """Real values -> the nearest values on the grid, float64."""
+        result: Array = values / self.scale
+        np.rint(result, out=result)
+        np.maximum(result, self.low, out=result)
+        np.minimum(result, self.high, out=result)
+        result *= self.scale
+        return result
 
-    def ordered(self, order: Array) -> Levels:
-        """With columns in another order [..., 1, K]."""
-        scale, zero = (np.take_along_axis(part, order, axis=-1) for part in (self.scale, self.zero))
-        return Levels(scale, zero, self.bottom, self.top)
+    def of_column(self, column: int) -> Levels:
+        """Of one column [g, O], laid out by `_by_column`."""
+        return Levels(*(part[column if len(part) > 1 else 0] for part in (self.scale, self.low, self.high)))
 
 
 def to_nearest(weights: Array, grid: Affine) -> Array:
@@ -101,11 +103,13 @@ def with_feedback(
     """
     target, hessian = problem(weights, moments, damping)
     table = Levels.of(grid, weights.shape)
+    table = Levels(*(_by_column(part, weights.shape) for part in (table.scale, table.low, table.high)))
+    target, hessian = _by_column(target, weights.shape), hessian.reshape(-1, *hessian.shape[-2:])
     result = _feed_back(target, hessian, table, _order(hessian, by_activation))
     for _ in range(sweeps):
         if not _descend(result, target, hessian, table):
             break
-    return result.astype(np.float32)
+    return np.moveaxis(result, 0, -1).reshape(weights.shape).astype(np.float32)
 
 
 def problem(weights: Array, moments: Moments, damping: float = DAMPING) -> tuple[Array, Array]:
@@ -133,9 +137,11 @@ def problem(weights: Array, moments: Moments, damping: float = DAMPING) -> tuple
     diagonal += strength
     if moments.cross is None:
         return exact, hessian
-    cross = moments.cross.astype(np.float64)
-    np.einsum("...kk->...k", cross)[...] += strength
-    return np.swapaxes(np.linalg.solve(hessian, np.swapaxes(exact @ cross, -1, -2)), -1, -2), hessian
+    # As a correction of W, which is small, so that float32 is exact enough: T = W + W (C - H) (H + d)^-1.
+    shift, short, single = moments.cross - moments.gram, np.asarray(weights, np.float32), hessian.astype(np.float32)
+    if weights.shape[-2] < weights.shape[-1]:  # the solver is slow: give it the fewer columns
+        return exact + np.swapaxes(np.linalg.solve(single, np.swapaxes(short @ shift, -1, -2)), -1, -2), hessian
+    return exact + short @ np.swapaxes(np.linalg.solve(single, np.swapaxes(shift, -1, -2)), -1, -2), hessian
 
 
 def loss(quantized: Array, target: Array, hessian: Array) -> Array:
@@ -144,24 +150,47 @@ def loss(quantized: Array, target: Array, hessian: Array) -> Array:
     return np.einsum("...ok,...ok->...", error @ hessian, error)
 
 
+def _by_column(values: Array, shape: tuple[int, ...]) -> Array:
+    """What broadcasts with a stack [..., O, K] as [K, g, O], or [1, g, O] where all columns are alike.
+
+    Columns are rounded one after the other: each lies in one piece.
+    """
+    columns = values.shape[-1] if values.ndim else 1
+    spread = np.broadcast_to(values, (*shape[:-1], columns)).reshape(-1, shape[-2], columns)
+    return np.ascontiguousarray(np.moveaxis(spread, -1, 0))
+
+
 def _feed_back(target: Array, hessian: Array, table: Levels, order: Array) -> Array:
-    """Rounds columns in `order` [..., K], each with the errors of those before it; float64 like `target`."""
-    across = np.expand_dims(order, -2)
-    down = np.expand_dims(order, -1)
-    wanted = np.take_along_axis(target, across, axis=-1)
-    feedback = _feedback(np.take_along_axis(np.take_along_axis(hessian, down, axis=-2), across, axis=-1))
-    ordered = table.ordered(across)
-    result, count = np.empty_like(wanted), wanted.shape[-1]
-    for start in range(0, count, BLOCK):
-        block = slice(start, min(start + BLOCK, count))
-        goal = wanted[..., block] + (wanted[..., :start] - result[..., :start]) @ feedback[..., :start, block]
-        for k in range(block.start, block.stop):
-            inner = wanted[..., start:k] - result[..., start:k]
-            shifted = goal[..., k - start : k - start + 1] + inner @ feedback[..., start:k, k : k + 1]
-            result[..., k : k + 1] = ordered.nearest(shifted, slice(k, k + 1))
+    """Rounds the columns of [K, g, O] in `order` [g, K], each with the errors of those before it; float64 like `target`."""
+    across = order.T[:, :, None]
+    wanted = np.take_along_axis(target, across, axis=0)
+    turned = np.take_along_axis(np.take_along_axis(hessian, order[:, :, None], axis=1), order[:, None, :], axis=2)
+    feedback = np.ascontiguousarray(_feedback(turned).T)  # [k, j, g]
+    ordered = Levels(*(np.take_along_axis(p, across, axis=0) if len(p) > 1 else p for p in (table.scale, table.low, table.high)))
+    result, errors = np.empty_like(wanted), np.empty_like(wanted)
+    for start in range(0, len(wanted), BLOCK):
+        stop = min(start + BLOCK, len(wanted))
+        goal = wanted[start:stop] + _mixed(feedback[start:stop, :start], errors[:start])
+        for k in range(start, stop):
+            shifted = goal[k - start] + _weighted(feedback[k, start:k], errors[start:k])
+            result[k] = ordered.of_column(k).nearest(shifted)
+            np.subtract(wanted[k], result[k], out=errors[k])
     back = np.empty_like(result)
-    np.put_along_axis(back, across, result, axis=-1)
+    np.put_along_axis(back, across, result, axis=0)
     return back
+
+
+def _weighted(weights: Array, columns: Array) -> Array:
+    """Sum of columns [j, g, O] with weights [j, g] each; [g, O]."""
+    if weights.shape[1] == 1:
+        return (weights[:, 0] @ columns[:, 0])[None]
+    total: Array = np.einsum("jg,jgo->go", weights, columns)
+    return total
+
+
+def _mixed(weights: Array, columns: Array) -> Array:
+    """Sums of columns [j, g, O] with weights [b, j, g] each; [b, g, O]."""
+    return np.swapaxes(np.moveaxis(weights, -1, 0) @ np.swapaxes(columns, 0, 1), 0, 1)
 
 
 def _feedback(hessian: Array) -> Array:
@@ -171,21 +200,21 @@ def _feedback(hessian: Array) -> Array:
 
 
 def _descend(result: Array, target: Array, hessian: Array, table: Levels) -> bool:
-    """One pass over all columns, each set to its best level given the others; in place. Whether anything changed."""
-    pull, diagonal = (target - result) @ hessian, np.einsum("...kk->...k", hessian)
-    changed, count = False, target.shape[-1]
-    for start in range(0, count, BLOCK):
-        block = slice(start, min(start + BLOCK, count))
-        before, near, local = result[..., block].copy(), pull[..., block].copy(), hessian[..., block, block]
-        for k in range(block.start, block.stop):
+    """One pass over all columns of [K, g, O], each set to its best level given the others; in place. Whether anything changed."""
+    coupling = np.ascontiguousarray(hessian.T)  # [k, j, g]: symmetric
+    diagonal = np.einsum("kkg->kg", coupling)[:, :, None]
+    pull, changed = np.array(_mixed(coupling, target - result)), False
+    for start in range(0, len(target), BLOCK):
+        stop = min(start + BLOCK, len(target))
+        moves = np.empty_like(result[start:stop])
+        for k in range(start, stop):
             i = k - start
-            old = result[..., k : k + 1]
-            best = table.nearest(old + near[..., i : i + 1] / diagonal[..., None, k : k + 1], slice(k, k + 1))
-            near -= (best - old) * local[..., i : i + 1, :]
-            result[..., k : k + 1] = best
-        moved = result[..., block] - before
-        if np.any(moved):
-            pull -= moved @ hessian[..., block, :]
+            near = pull[k] - _weighted(coupling[k, start:k], moves[:i])
+            best = table.of_column(k).nearest(result[k] + near / diagonal[k])
+            np.subtract(best, result[k], out=moves[i])
+            result[k] = best
+        if np.any(moves):
+            pull[stop:] -= _mixed(coupling[stop:, start:stop], moves)
             changed = True
     return changed
 
