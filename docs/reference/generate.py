@@ -19,7 +19,7 @@ from lowbit.cli.main import COMMANDS, cli
 from lowbit.data.preprocess import PRESETS
 from lowbit.errors import DataError, Interrupted, LowbitError, ModelError, UsageError
 from lowbit.measure.metrics import _CATALOGUE as METRICS
-from lowbit.pipeline.recipes import ON_REQUEST, Traits, recipes_for
+from lowbit.pipeline.recipes import INT8_PT2E, INT8_TORCH_DYNAMIC, ON_REQUEST, Traits, recipes_for
 from lowbit.runtimes import registry
 
 HERE = Path(__file__).resolve().parent
@@ -137,14 +137,17 @@ def names_section() -> str:
     ]
     presets = [f"`{name}`" for name in PRESETS]
     runtimes = [f"`{name}`" for name in registry.BUILT_IN]
+    waiting = ", ".join(f"`{name}`" for name in registry.ON_REQUEST)
     recipes = [f"`{name}`" for name in recipe_names()]
+    pytorch = [f"`{recipe.name}`" for recipe in (INT8_PT2E, INT8_TORCH_DYNAMIC)]
     return "\n\n".join(
         [
             "## Names",
             f"`--preprocess` knows the presets {listed(presets)} ([what they do](../guides/data.md#preprocessing)).",
-            f"`--runtime` knows {listed(runtimes)}, and whatever installed packages add.",
+            f"`--runtime` knows {listed(runtimes)}, whatever installed packages add, and, only where it is named, {waiting}.",
             f"`--recipe` knows {listed(recipes)}. A model's kind decides which of them are tried; "
-            f"{listed([f'`{recipe.name}`' for recipe in ON_REQUEST])} only where they are named.",
+            f"{listed([f'`{recipe.name}`' for recipe in ON_REQUEST])} only where they are named, "
+            f"{listed(pytorch)} only on `torch`.",
             "`--metric` knows these, or `module:callable`, your own function of (outputs, labels) that gives a score from 0 to 1 a sample:",
             table(["metric", "task", "better is", "budget"], metrics),
         ]
@@ -156,7 +159,7 @@ def recipe_names() -> list[str]:
     yes_no = (True, False)
     kinds = [Traits(a, b, c, d) for a in yes_no for b in yes_no for c in yes_no for d in yes_no]
     planned = {recipe.name for kind in kinds for recipe in recipes_for(kind, nncf=True)}
-    return sorted(planned | {recipe.name for recipe in ON_REQUEST})
+    return sorted(planned | {recipe.name for recipe in (INT8_PT2E, INT8_TORCH_DYNAMIC, *ON_REQUEST)})
 
 
 def split_help(text: str) -> tuple[str, list[str]]:

@@ -8,6 +8,8 @@ Naming convention of the built-in recipes:
     int8-static-RANGE        ranges by RANGE (minmax, percentile, entropy, mse), weights per channel
     int8-static-RANGE-tensor the same, weights per tensor
     int8-nncf                made by NNCF, where it is installed
+    int8-pt2e                made by PyTorch's own quantizer, for the torch runtime alone (train/pt2e.py)
+    int8-torch-dynamic       the same, activations at run time, linear layers alone
     int8-qat                 the best static one, trained further (train/qat.py)
     int8-pruned              channels taken out and the rest trained first (train/prune.py); never tried unless asked for
     research-...             fewer bits than runtimes have kernels for; never tried unless asked for
@@ -25,10 +27,10 @@ import yaml
 from lowbit.errors import UsageError, unknown
 from lowbit.types import RangeMethod
 
-Dtype = Literal["int8", "uint8", "int4", "uint4", "int3", "int2", "int16", "uint16", "fp16", "bf16", "fp32"]
+Dtype = Literal["int8", "uint8", "int4", "uint4", "int3", "int2", "int1", "int16", "uint16", "fp16", "bf16", "fp32"]
 Granularity = Literal["per-tensor", "per-channel", "per-group"]
 Transform = Literal["equalize", "smooth", "fit"]
-Method = Literal["none", "cast", "dynamic", "static", "qat", "prune", "nncf", "onnxruntime-defaults"]
+Method = Literal["none", "cast", "dynamic", "static", "qat", "prune", "nncf", "onnxruntime-defaults", "pt2e", "torch-dynamic"]
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,12 @@ def test_the_head_is_what_a_hub_reads() -> None:
     assert "base_model_relation" not in split(render_card(keep()))[0]
 
 
+def test_a_program_is_tagged_as_one() -> None:
+    manifest = ship()
+    program = manifest.model_copy(update={"model": manifest.model.model_copy(update={"artifact": "model/model.pt2"})})
+    assert split(render_card(program))[0]["tags"] == ["pytorch", "lowbit", "int8", "openvino"]
+
+
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_every_card_has_every_section(name: str) -> None:
     _, body = split(render_card(EXAMPLES[name]()))

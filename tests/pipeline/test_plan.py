@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from lowbit.pipeline.plan import plan
-from lowbit.pipeline.recipes import FP16, FP32, INT8_DEFAULTS, recipes_for, static, structure, traits
+from lowbit.pipeline.recipes import (
+    FP16,
+    FP32,
+    INT8_DEFAULTS,
+    INT8_PT2E,
+    INT8_TORCH_DYNAMIC,
+    program_recipes_for,
+    recipes_for,
+    static,
+    structure,
+    traits,
+)
 from lowbit.types import Tuning
 
 ORT = (Tuning(), Tuning(threads=1))
@@ -30,6 +41,36 @@ def test_every_recipe_meets_every_runtime() -> None:
 def test_first_tunings_are_for_latency_with_fixed_shapes_where_offered() -> None:
     found = {entry.id: entry.tuning for entry in plan([static("mse")], {"onnxruntime": ORT, "openvino": OPENVINO})}
     assert found == {"int8-static-mse@onnxruntime": Tuning(), "int8-static-mse@openvino": Tuning(fixed_shape=True)}
+
+
+def test_programs_and_onnx_files_meet_the_runtimes_that_open_them() -> None:
+    tunings = {"onnxruntime": ORT, "torch": (Tuning(), Tuning(fixed_shape=True))}
+    plans = plan([FP32, FP16, static("mse"), INT8_PT2E, INT8_TORCH_DYNAMIC], tunings, {"torch"})
+    assert [entry.id for entry in plans] == [
+        "fp32-tuned@onnxruntime",
+        "fp32@torch",
+        "fp16@onnxruntime",
+        "int8-static-mse@onnxruntime",
+        "int8-pt2e@torch",
+        "int8-torch-dynamic@torch",
+    ]
+    assert {entry.id: entry.precision for entry in plans}["int8-pt2e@torch"] == "int8"
+    assert {entry.id: entry.tuning for entry in plans}["int8-pt2e@torch"] == Tuning(fixed_shape=True)
+
+
+def test_programs_are_planned_for_nobody_who_does_not_open_them() -> None:
+    assert plan([INT8_PT2E, INT8_TORCH_DYNAMIC], {"onnxruntime": ORT, "openvino": OPENVINO}) == []
+
+
+def test_linear_layers_alone_are_worth_scales_at_run_time() -> None:
+    kinds = {
+        "a CNN": ({"Conv": 20, "Gemm": 1}, [INT8_PT2E]),
+        "attention": ({"MatMul": 40, "Softmax": 6, "LayerNormalization": 13}, [INT8_PT2E, INT8_TORCH_DYNAMIC]),
+        "layers": ({"Gemm": 3}, [INT8_PT2E, INT8_TORCH_DYNAMIC]),
+        "a memory": ({"LSTM": 2, "Gemm": 1}, [INT8_TORCH_DYNAMIC]),
+    }
+    for name, (operators, expected) in kinds.items():
+        assert program_recipes_for(traits(operators)) == expected, name
 
 
 def test_precision_says_what_arithmetic_and_weights_are() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,21 @@ def test_the_baseline_is_first() -> None:
     assert registry.names()[:2] == ("onnxruntime", "openvino")
 
 
+def test_torch_waits_to_be_asked() -> None:
+    assert "torch" in registry.names()
+    assert "torch" not in [each.name for each in registry.available()]
+    here = importlib.util.find_spec("torch") is not None
+    assert [each.name for each in registry.on_request()] == (["torch"] if here else [])
+
+
+def test_torch_that_is_not_installed_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(UsageError, match="Runtime 'torch' is not installed") as caught:
+        registry.get("torch")
+    assert caught.value.hint == "Install it, e.g. pip install 'lowbit[torch]'."
+    assert registry.on_request() == []
+
+
 def test_third_party_runtime_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install_plugin(tmp_path, monkeypatch, "class Runtime:\n    name = 'acme'\n    def version(self): return '7'\n")
     assert registry.names()[-1] == "acme"
@@ -60,5 +76,6 @@ def test_runtime_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_listing_imports_nothing_heavy() -> None:
-    check = "import sys; from lowbit.runtimes import available; available(); print({'onnxruntime', 'openvino', 'onnx'} & set(sys.modules))"
+    heavy = "{'onnxruntime', 'openvino', 'onnx', 'torch'}"
+    check = f"import sys; from lowbit.runtimes import available; available(); print({heavy} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True).stdout == "set()\n"

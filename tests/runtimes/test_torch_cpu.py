@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import subprocess
 import sys
 import threading
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,8 @@ import small_models
 from conftest import missing
 from lowbit.errors import ModelError, RunError, UsageError
 from lowbit.runtimes import Runtime, Session, probe, registry
+from lowbit.runtimes.base import opens
+from lowbit.runtimes.programs import describe_program
 from lowbit.runtimes.torch_cpu import TorchCpu, compiler
 from lowbit.types import Tuning
 
@@ -154,10 +158,47 @@ def test_closed(program: Path) -> None:
         session.run(feeds(1))
 
 
-def test_waits_to_be_asked() -> None:
-    """A search would have to make programs for it first."""
-    assert "torch" not in registry.names()
+def test_is_a_runtime_that_opens_programs() -> None:
     assert isinstance(TorchCpu(), Runtime)
+    assert opens(TorchCpu()) == "pt2"
+    assert {opens(each) for each in registry.available()} == {"onnx"}
+
+
+def test_a_program_tells_neither_where_it_was_made_nor_of_which_samples(tmp_path: Path) -> None:
+    torchao()
+    source = small_models.cnn(tmp_path / "m.onnx")
+    given = {"input.1": np.full((4, 3, 8, 8), 1.2345678, np.float32)}
+    for path in (
+        pt2e.write_program(source, tmp_path / "p.pt2", given),
+        pt2e.write_pt2e(source, tmp_path / "q.pt2", [given]),
+    ):
+        with zipfile.ZipFile(path) as archive:
+            content = b"".join(archive.read(name) for name in archive.namelist())
+        assert b"stack_trace" not in content
+        assert str(Path(pt2e.__file__).parent).encode() not in content
+        assert given["input.1"][0, 0, 0].tobytes() not in content
+        assert EAGER.open(path).run(given)["logits"].shape == (4, 10)
+
+
+def test_a_program_is_described_like_a_model(program: Path) -> None:
+    found = describe_program(program)
+    (given,), (answer,) = found.inputs, found.outputs
+    assert (given.name, given.shape[1:], answer.name) == ("input.1", (3, 8, 8), "logits")
+    assert found.parameters >= 6 * 3 * 9 + 6 + 384 * 10 + 10
+    assert found.size_bytes == program.stat().st_size
+    assert found.sha256 == hashlib.sha256(program.read_bytes()).hexdigest()
+
+
+def test_a_graph_of_a_fixed_number_of_samples_is_written_too(tmp_path: Path) -> None:
+    for batch in (1, 4):
+        source = small_models.cnn(tmp_path / "m.onnx", batch=batch)
+        session = EAGER.open(pt2e.write_program(source, tmp_path / f"{batch}.pt2", feeds(batch)))
+        right = small_models.reference(source, feeds(batch))["logits"]
+        np.testing.assert_allclose(session.run(feeds(batch))["logits"], right, rtol=1e-5, atol=1e-5)
+    one = EAGER.open(tmp_path / "1.pt2")
+    assert one.inputs[0].shape == (1, 3, 8, 8)
+    with pytest.raises(RunError, match=r"the model wants \[1, 3, 8, 8\]"):
+        one.run(feeds(2))
 
 
 def test_says_when_it_runs_node_by_node(monkeypatch: pytest.MonkeyPatch) -> None:

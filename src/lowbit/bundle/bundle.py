@@ -103,9 +103,12 @@ class Bundle:
         steps = self.preprocess
         if preprocess and steps is None:
             raise UsageError(NO_STEPS, "Feed model-ready arrays: session().run(x).")
-        engine, own = _runtime(runtime or entry.runtime, fallback=runtime is None)
+        artifact = self._artifact(entry)
+        engine, own = _runtime(runtime or entry.runtime, artifact, fallback=runtime is None)
+        if not own and artifact.suffix != ".onnx":
+            artifact = self._artifact(self.manifest.baseline)
         tuning = tuning_for(entry, batch) if own and engine.name == entry.runtime else Tuning()
-        return BundleSession(engine.open(self._artifact(entry), tuning, batch), engine.name, tuning, steps, preprocess)
+        return BundleSession(engine.open(artifact, tuning, batch), engine.name, tuning, steps, preprocess)
 
     def _entry(self, candidate: str | None) -> CandidateEntry:
         ids = {entry.id: entry for entry in (self.manifest.baseline, *self.manifest.candidates)}
@@ -139,8 +142,11 @@ def tuning_for(entry: CandidateEntry, batch: int | None) -> Tuning:
     return tuning
 
 
-def _runtime(name: str, *, fallback: bool) -> tuple[Runtime, bool]:
-    """The runtime of that name and True; where it is not installed and may be replaced, onnxruntime and False."""
+def _runtime(name: str, artifact: Path, *, fallback: bool) -> tuple[Runtime, bool]:
+    """The runtime of that name and True; where it is not installed and may be replaced, onnxruntime and False.
+
+    What only the missing one opens is replaced, too, by the baseline.
+    """
     from lowbit.runtimes import registry
 
     try:
@@ -148,8 +154,11 @@ def _runtime(name: str, *, fallback: bool) -> tuple[Runtime, bool]:
     except UsageError as error:
         if not fallback or name == FALLBACK:
             raise
-        lost = "outputs may differ a little, and the measured speed does not hold"
-        warnings.warn(f"{error.message} Running on {FALLBACK} instead: {lost}.", stacklevel=3)
+        if artifact.suffix == ".onnx":
+            instead = f"Running on {FALLBACK} instead: outputs may differ a little, and the measured speed does not hold."
+        else:
+            instead = f"'{artifact.name}' runs nowhere else. Running the baseline on {FALLBACK} instead: as right, not as small or fast."
+        warnings.warn(f"{error.message} {instead}", stacklevel=3)
         return registry.get(FALLBACK), False
 
 

@@ -34,7 +34,7 @@ def _head(manifest: Manifest) -> str:
     head: dict[str, Any] = {"library_name": "lowbit", "base_model": manifest.source.path}
     if chosen.precision != "fp32":
         head["base_model_relation"] = "quantized"
-    head["tags"] = ["onnx", "lowbit", chosen.precision, chosen.runtime]
+    head["tags"] = ["onnx" if manifest.model.artifact.endswith(".onnx") else "pytorch", "lowbit", chosen.precision, chosen.runtime]
     head["metrics"] = [manifest.policy.metric]
     if chosen.metric and math.isfinite(chosen.metric.value):
         result = {

@@ -15,7 +15,7 @@ from lowbit.cli.options import Numbers, output
 @click.command("bench", short_help="Time models against each other, each alone in its process.")
 @click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
-    "--runtime", "runtimes", multiple=True, metavar="NAME", help="Runtimes to use; all that are installed where not given. Repeatable."
+    "--runtime", "runtimes", multiple=True, metavar="NAME", help="Runtimes to use; all that open the file where not given. Repeatable."
 )
 @click.option("--batch", type=Numbers(), default="1,8", show_default=True, help="Batch sizes.")
 @click.option("--threads", type=click.IntRange(0), default=0, show_default=True, help="Compute threads; 0 means the runtime's default.")
@@ -30,7 +30,9 @@ from lowbit.cli.options import Numbers, output
 )
 @output
 def command(models: tuple[Path, ...], runtimes: tuple[str, ...], batch: tuple[int, ...], length: int, form: str, **settings: Any) -> None:
-    """Time MODELS (.onnx) on every runtime: one process each, the others blocked, rounds in turn. The first line is the yardstick.
+    """Time MODELS (.onnx, or .pt2 on torch) on every runtime: one process each, the others blocked, rounds in turn.
+
+    The first line is the yardstick.
 
     \b
     lowbit bench model.onnx model-int8.onnx --batch 1

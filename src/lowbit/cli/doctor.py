@@ -19,6 +19,8 @@ EXTRAS = {
     "nvml": "pynvml",
     "text": "tokenizers",
     "serve": "uvicorn",
+    "otel": "opentelemetry",
+    "redis": "redis",
     "torch": "torch",
     "huggingface": "transformers",
 }
@@ -36,6 +38,7 @@ def command(form: str) -> None:
     hardware = probe()
     extras = {extra: importlib.util.find_spec(module) is not None for extra, module in EXTRAS.items()}
     runtimes = [runtime.describe() for runtime in registry.available()]
+    runtimes += [{**runtime.describe(), "used": f"on request: --runtime {runtime.name}"} for runtime in registry.on_request()]
     found: dict[str, Any] = {
         "lowbit": __version__,
         "hardware": asdict(hardware),

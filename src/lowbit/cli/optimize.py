@@ -39,7 +39,9 @@ from lowbit.cli.options import Duration, Numbers, budget_options, data_options, 
 @click.option("--batch", type=Numbers(), default="1,8", show_default=True, help="Batch sizes that matter.")
 @click.option("--max-latency", type=Duration(), metavar="TIME", help="Ceiling of p95 at the smallest batch size, e.g. 60ms.")
 @click.option("--time-limit", type=Duration(), metavar="TIME", help="Decide with what is found by then, e.g. 10m.")
-@click.option("--runtime", "runtimes", multiple=True, metavar="NAME", help="Search only these runtimes. Repeatable.")
+@click.option(
+    "--runtime", "runtimes", multiple=True, metavar="NAME", help="Search only these runtimes; torch only where it is named. Repeatable."
+)
 @click.option(
     "--recipe",
     "recipes",

@@ -22,7 +22,7 @@ from lowbit.cli.options import data_options, output
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE.json", help="Keep the results for `lowbit compare`.")
 @output
 def command(model: Path, data: str, runtime: str, precision: Any, out: Path | None, form: str, **options: Any) -> None:
-    """Score MODEL (.onnx) on a data set and keep every sample's outcome.
+    """Score MODEL (.onnx, or .pt2 with --runtime torch) on a data set and keep every sample's outcome.
 
     \b
     lowbit validate model.onnx --data val/ --out fp32.json

@@ -10,11 +10,12 @@ from typing import Literal
 import numpy as np
 
 from lowbit.errors import UsageError
-from lowbit.graph.load import load_model
 from lowbit.measure.race import Variant, measurement, race
+from lowbit.pipeline.artifacts import format_of, load_artifact, need_opens
 from lowbit.pipeline.evaluate import call_batch
 from lowbit.pipeline.reporting import Reporter
 from lowbit.runtimes import registry
+from lowbit.runtimes.base import opens
 from lowbit.types import Feeds, Measurement, Model, Tuning
 
 IDS_BELOW = 400
@@ -45,19 +46,19 @@ def bench(
     length: int = 64,
     reporter: Reporter | None = None,
 ) -> list[Row]:
-    """Races every model on every runtime at every batch size; speedups are over the first.
+    """Races every model on every runtime that opens it, at every batch size; speedups are over the first.
 
     Raises:
-        UsageError: an unknown runtime, a file named twice. ModelError: a model that cannot be read, or that takes other inputs.
+        UsageError: an unknown runtime, one that does not open a model, a file named twice.
+        ModelError: a model that cannot be read, or that takes other inputs.
     """
     reporter = reporter or Reporter()
-    sources = [load_model(path) for path in models]
+    sources = [load_artifact(path) for path in models]
     if len(set(models)) != len(models):
         raise UsageError("A model is named twice.", "Name each file once.")
-    names = list(runtimes) or [runtime.name for runtime in registry.available()]
-    for name in names:
-        registry.get(name)
-    labels = short_names(models)
+    pairs = [
+        (label, source, name) for label, source in zip(short_names(models), sources, strict=True) for name in runs_on(source, runtimes)
+    ]
     if any(_signature(source) != _signature(sources[0]) for source in sources):
         raise UsageError("The models take different inputs, so one feed cannot time them all.", "Bench them one by one.")
     if not batches or min(batches) < 1:
@@ -66,8 +67,7 @@ def bench(
     for batch in dict.fromkeys(call_batch(sources[0].inputs, size) for size in batches):
         variants = [
             Variant(f"{label}@{name}", name, source.path, Tuning(threads=threads, streams=streams, precision=precision))
-            for label, source in zip(labels, sources, strict=True)
-            for name in names
+            for label, source, name in pairs
         ]
         reporter.stage(f"Batch {batch}: {len(variants)} variants, {rounds} rounds", rounds)
         results = race(
@@ -86,6 +86,19 @@ def bench(
                 Row(variant.id, measurement(result, first) if result.usable else None, None if result.usable else result.error or NOTHING)
             )
     return rows
+
+
+def runs_on(model: Model, asked: Sequence[str]) -> list[str]:
+    """The runtimes that open a model: of those asked for, else of those that are here.
+
+    Raises:
+        UsageError: none does.
+    """
+    chosen = [registry.get(name) for name in asked] if asked else [*registry.available(), *registry.on_request()]
+    able = [runtime.name for runtime in chosen if opens(runtime) == format_of(model.path)]
+    if not able:
+        need_opens(chosen[0], model.path)
+    return able
 
 
 def random_feeds(model: Model, batch: int, length: int, seed: int = 0) -> Feeds:

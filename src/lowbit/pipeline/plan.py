@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from lowbit.pipeline.context import BASELINE
+from lowbit.pipeline.recipes import PROGRAM_METHODS
 from lowbit.recipe import Recipe
 from lowbit.types import Tuning
 
@@ -32,24 +33,30 @@ class Plan:
     precision: str
 
 
-def plan(recipes: Sequence[Recipe], tunings: Mapping[str, Sequence[Tuning]]) -> list[Plan]:
+def plan(recipes: Sequence[Recipe], tunings: Mapping[str, Sequence[Tuning]], programs: Container[str] = ()) -> list[Plan]:
     """All candidates in the order of trying: recipe by recipe, every runtime before the next recipe.
 
     Args:
         recipes: In the order in which they should be tried.
         tunings: Runtime name -> tunings that it offers here, its default first.
+        programs: Names of the runtimes that open programs; the others open ONNX files.
     """
     plans = []
     for recipe in recipes:
         for runtime, offered in tunings.items():
             for precision in sorted({tuning.precision for tuning in offered}, key=lambda value: value != "f32"):
-                if not _worth(recipe, precision):
+                if not _worth(recipe, precision) or not _made_for(recipe, runtime in programs):
                     continue
                 tuning = _first(offered, precision)
                 suffix = "" if precision == "f32" or recipe.name == "fp32" else f"+{precision}"
                 name = precision if recipe.name == "fp32" and precision != "f32" else f"{recipe.name}{suffix}"
                 plans.append(Plan(f"{name}@{runtime}", recipe, runtime, tuning, _word(recipe, precision)))
     return [replace(entry, id=TUNED_SOURCE) if entry.id == BASELINE else entry for entry in plans]
+
+
+def _made_for(recipe: Recipe, program: bool) -> bool:
+    """Whether the runtime opens what the recipe makes. The source itself is written in either format."""
+    return recipe.method == "none" or (recipe.method in PROGRAM_METHODS) == program
 
 
 def _worth(recipe: Recipe, precision: str) -> bool:

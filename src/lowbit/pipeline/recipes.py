@@ -15,6 +15,14 @@ INT8_DYNAMIC = Recipe("int8-dynamic", "dynamic", QuantSpec("int8", "per-channel"
 INT8_NNCF = Recipe("int8-nncf", "nncf", QuantSpec("int8", "per-channel", symmetric=True), QuantSpec("uint8"))
 INT8_DEFAULTS = Recipe("int8-onnxruntime-defaults", "onnxruntime-defaults", QuantSpec("int8", symmetric=True), QuantSpec("int8"), "minmax")
 """What `quantize_static` gives without options: signed activations, per-tensor weights, every operator."""
+INT8_PT2E = Recipe("int8-pt2e", "pt2e", QuantSpec("int8", "per-channel", symmetric=True), QuantSpec("uint8"))
+INT8_TORCH_DYNAMIC = Recipe("int8-torch-dynamic", "torch-dynamic", QuantSpec("int8", "per-channel", symmetric=True))
+
+PROGRAM_METHODS = ("pt2e", "torch-dynamic")
+"""What these make are programs (.pt2), for runtimes that open them; what the others make are ONNX files."""
+
+BATCH_SCALED = ("dynamic", "torch-dynamic")
+"""Methods by which an answer depends on the samples that are fed with it: their activations share one scale."""
 
 QAT = "int8-qat"
 """What is trained in a search is called this."""
@@ -82,7 +90,7 @@ def research(bits: int, word: str) -> Recipe:
 PRUNED = replace(fitted("mse"), name="int8-pruned", method="prune")
 """A model with fewer channels, trained, then like any other."""
 
-ON_REQUEST = (PRUNED, research(4, "w4a8"), research(3, "w3a8"), research(2, "ternary"))
+ON_REQUEST = (PRUNED, research(4, "w4a8"), research(3, "w3a8"), research(2, "ternary"), research(1, "binary"))
 """Never tried unless asked for by name."""
 
 
@@ -107,6 +115,13 @@ def recipes_for(model: Traits, *, nncf: bool) -> list[Recipe]:
         found += [static("minmax", per_channel=False)]
     assert set(all_ranges) >= {recipe.ranges for recipe in found if recipe.ranges}
     return [*found, INT8_DEFAULTS]
+
+
+def program_recipes_for(model: Traits) -> list[Recipe]:
+    """What is tried besides on a runtime that opens programs."""
+    if model.recurrent:
+        return [INT8_TORCH_DYNAMIC]
+    return [INT8_PT2E, INT8_TORCH_DYNAMIC] if model.matrix and (model.transformer or not model.convolutional) else [INT8_PT2E]
 
 
 def structure(recipe: Recipe) -> str:

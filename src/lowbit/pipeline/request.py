@@ -24,11 +24,11 @@ from lowbit.pipeline import training
 from lowbit.pipeline.context import Training, When
 from lowbit.pipeline.evaluate import call_batch
 from lowbit.pipeline.journal import SCHEMA as JOURNAL_SCHEMA
-from lowbit.pipeline.recipes import FP32, ON_REQUEST, Traits, recipes_for, traits
+from lowbit.pipeline.recipes import FP32, INT8_PT2E, INT8_TORCH_DYNAMIC, ON_REQUEST, Traits, program_recipes_for, recipes_for, traits
 from lowbit.pipeline.store import request_key
 from lowbit.recipe import Recipe
 from lowbit.runtimes import registry
-from lowbit.runtimes.base import Runtime
+from lowbit.runtimes.base import Runtime, opens
 from lowbit.runtimes.hardware import Hardware, probe
 from lowbit.types import Array, Budget, Model, Objective, Parity, Policy
 
@@ -131,10 +131,12 @@ def read_request(model: str | Path, data: Data, options: Options, incoming: Inco
     parts = split(samples, calibration, metric.groups(samples.labels))
     may_train = read_training(options, source, samples, task)
     kinds = traits(operator_counts(source.path))
-    recipes = _recipes(options.recipes, recipes_for(kinds, nncf=options.nncf and nncf_installed()))
+    programs = any(opens(runtime) == "pt2" for runtime in runtimes)
+    usual = [*recipes_for(kinds, nncf=options.nncf and nncf_installed()), *(program_recipes_for(kinds) if programs else ())]
+    recipes = _recipes(options.recipes, usual, programs=programs)
     if incoming is not None and incoming.origin is not None and incoming.run is not None:
         source = replace(source, origin=replace(incoming.origin, parity=_parity(incoming.run, source, samples)))
-    hardware = probe()
+    hardware = probe(("torch", "torchao") if programs else ())
     key = request_key(
         source.sha256,
         parts.calibration.fingerprint,
@@ -269,12 +271,16 @@ def _runtimes(names: Sequence[str]) -> tuple[Runtime, ...]:
     return tuple(sorted(chosen, key=lambda runtime: runtime.name != "onnxruntime"))
 
 
-def _recipes(names: Sequence[str], known: list[Recipe]) -> tuple[Recipe, ...]:
+def _recipes(names: Sequence[str], usual: list[Recipe], *, programs: bool) -> tuple[Recipe, ...]:
+    """The asked recipes; the usual ones where none are. `programs`: some runtime opens what PyTorch's own recipes make."""
     if not names:
-        return tuple(known)
-    known = [*known, *ON_REQUEST]
+        return tuple(usual)
+    pytorch = (INT8_PT2E, INT8_TORCH_DYNAMIC)
+    known = [*usual, *(recipe for recipe in pytorch if recipe not in usual), *ON_REQUEST]
     by_name = {recipe.name: recipe for recipe in known}
     for name in names:
+        if not programs and name in {recipe.name for recipe in pytorch}:
+            raise UsageError(f"'{name}' is for PyTorch as a runtime, which was not asked for.", "Add --runtime torch.")
         if name not in by_name:
             raise unknown("recipe", name, by_name)
     # Source precision is always tried: without the fastest of it, nobody can say what quantization brings.

@@ -15,11 +15,11 @@ from lowbit.bundle.manifest import write_atomic
 from lowbit.data import open_data
 from lowbit.data.splits import in_content_order
 from lowbit.errors import DataError, Interrupted, UsageError
-from lowbit.graph.load import load_model
 from lowbit.measure.compare import compare
 from lowbit.measure.metrics import Metric, metric_for, of_outcomes
 from lowbit.measure.outcomes import Outcomes
 from lowbit.measure.slices import slice_rows
+from lowbit.pipeline.artifacts import load_artifact, need_opens
 from lowbit.pipeline.evaluate import evaluate
 from lowbit.pipeline.judge import FAR, damaged_slices, guards, over_budget
 from lowbit.pipeline.reporting import Reporter
@@ -91,8 +91,9 @@ def validate(
         UsageError, ModelError, DataError: what the user can mend.
     """
     options, reporter = options or Options(), reporter or Reporter()
-    source = load_model(model)
     engine = registry.get(runtime)
+    need_opens(engine, Path(model))
+    source = load_artifact(model)
     samples = open_data(
         data, source.inputs, read_preprocess(options.preprocess), target=options.target, slices=options.slices, limit=options.limit
     )

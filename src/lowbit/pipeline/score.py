@@ -9,6 +9,7 @@ from lowbit.data.dataset import Dataset
 from lowbit.measure.outcomes import Outcomes
 from lowbit.pipeline.context import Context
 from lowbit.pipeline.evaluate import BATCH, Reference, Stop, evaluate
+from lowbit.pipeline.recipes import BATCH_SCALED
 from lowbit.recipe import Recipe
 from lowbit.runtimes import registry
 from lowbit.types import Candidate
@@ -41,7 +42,7 @@ def call_sizes(context: Context, candidate: Candidate) -> tuple[int, ...]:
     is evaluated at every asked batch size. A fixed shape is evaluated as it was compiled.
     """
     recipe = recipe_of(context, candidate)
-    if recipe.method == "dynamic":
+    if recipe.method in BATCH_SCALED:
         return context.policy.batch
     return (max(context.policy.batch),) if candidate.tuning.fixed_shape or context.fixed_batch else (BATCH,)
 

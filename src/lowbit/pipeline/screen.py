@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lowbit.errors import RunError
-from lowbit.measure.race import QUICK, Variant, measurement, race
+from lowbit.measure.race import QUICK, RaceResult, Variant, measurement, race
 from lowbit.pipeline.context import BASELINE, Context
 from lowbit.pipeline.plan import Plan
 from lowbit.types import Measurement, Tuning
+
+Key = tuple[str, str, Tuning]
 
 SLOW = 0.8
 """A candidate whose speedup is below this with its whole interval, at an asked batch size, is not worth evaluating."""
@@ -20,7 +22,8 @@ class QuickTimes:
 
     def __init__(self, context: Context) -> None:
         self.context = context
-        self.known: dict[tuple[str, str, Tuning], tuple[Measurement, ...]] = {}
+        self.known: dict[Key, tuple[Measurement, ...]] = {}
+        self.opened: dict[Key, float] = {}
 
     def of(self, entry: Plan, structure: str, artifact: Path) -> tuple[Measurement, ...]:
         """One measurement per asked batch size.
@@ -30,10 +33,17 @@ class QuickTimes:
         """
         key = (structure, entry.runtime, entry.tuning)
         if key not in self.known:
-            self.known[key] = self.measure(Variant(entry.id, entry.runtime, artifact, entry.tuning))
+            results = self.measure(Variant(entry.id, entry.runtime, artifact, entry.tuning))
+            self.known[key] = tuple(measurement(own, baseline) for own, baseline in results)
+            self.opened[key] = max((own.load_seconds or 0.0 for own, _ in results), default=0.0)
         return self.known[key]
 
-    def measure(self, variant: Variant) -> tuple[Measurement, ...]:
+    def opening(self, entry: Plan, structure: str) -> float:
+        """Seconds that opening took, in a process of its own; the most of all batch sizes, once `of` has measured them."""
+        return self.opened[structure, entry.runtime, entry.tuning]
+
+    def measure(self, variant: Variant) -> list[tuple[RaceResult, RaceResult]]:
+        """Races a variant against the baseline at every asked batch size; their results."""
         context = self.context
         source = context.store.out / "baseline" / "model.onnx"
         found = []
@@ -43,8 +53,8 @@ class QuickTimes:
             result = results[variant.id]
             if not result.usable:
                 raise RunError(result.error or f"{variant.id} did not finish a round.")
-            found.append(measurement(result, results[BASELINE]))
-        return tuple(found)
+            found.append((result, results[BASELINE]))
+        return found
 
 
 def plainly_slow(times: Sequence[Measurement]) -> str | None:

@@ -16,20 +16,23 @@ from lowbit.compress.calibrate import CalibrationStats
 from lowbit.compress.evidence import Evidence
 from lowbit.compress.quantize import quantize
 from lowbit.errors import DataError, ModelError
-from lowbit.graph.load import artifact_size, external_files
 from lowbit.graph.parameters import read_parameters, save_parameters
 from lowbit.graph.profiles import target_of
 from lowbit.measure.compare import compare
 from lowbit.measure.outcomes import Outcomes
+from lowbit.pipeline.artifacts import artifact_files, artifact_size
 from lowbit.pipeline.context import Context
 from lowbit.pipeline.evaluate import repeated
 from lowbit.pipeline.judge import FAR
 from lowbit.pipeline.plan import Plan, plan
+from lowbit.pipeline.programs import make_program, notes_on
 from lowbit.pipeline.recipes import structure
 from lowbit.pipeline.score import recipe_of, score
 from lowbit.pipeline.screen import QuickTimes, plainly_slow
 from lowbit.pipeline.store import link_or_copy, need_space
 from lowbit.pipeline.training import TRAINED
+from lowbit.runtimes import registry
+from lowbit.runtimes.base import Format, opens
 from lowbit.types import Batch, Candidate
 
 GLANCE = 64
@@ -62,7 +65,7 @@ def search(context: Context, quick: QuickTimes, keep: Callable[[], object]) -> N
 def pending(context: Context) -> list[Plan]:
     """What the journal does not have yet, in the order of trying."""
     tunings = {runtime.name: runtime.tunings(context.hardware) for runtime in context.runtimes}
-    plans = plan(context.recipes, tunings)
+    plans = plan(context.recipes, tunings, {runtime.name for runtime in context.runtimes if opens(runtime) == "pt2"})
     return [entry for entry in plans if entry.id not in context.state.candidates]
 
 
@@ -75,10 +78,12 @@ def try_candidate(context: Context, entry: Plan, quick: QuickTimes) -> Candidate
         made = replace(blank, size_bytes=artifact_size(artifact), artifact=str(artifact.relative_to(context.store.out)))
         times = quick.of(entry, structure(entry.recipe), artifact)
         made = replace(made, measurements=times)
+        notes = notes_on(artifact, context.fixed_batch, quick.opening(entry, structure(entry.recipe)))
         if reason := plainly_slow(times):
             # A few samples still tell a slow candidate from a broken one, which a reader wants to know.
-            return replace(evaluated(context, made, artifact, most=GLANCE), status="dropped", reasons=(reason,))
-        return evaluated(context, made, artifact)
+            return replace(evaluated(context, made, artifact, most=GLANCE), status="dropped", reasons=(reason, *notes))
+        found = evaluated(context, made, artifact)
+        return replace(found, reasons=(*found.reasons, *notes))
     except (ModelError, DataError) as error:
         need_space(context.store, 0)  # a full disk is no evidence against a candidate
         return replace(blank, status="failed", reasons=(error.message,))
@@ -86,8 +91,25 @@ def try_candidate(context: Context, entry: Plan, quick: QuickTimes) -> Candidate
 
 def make_artifact(context: Context, entry: Plan) -> Path:
     """The artifact in the candidate's own folder, with its recipe and parameter table; made once per recipe and target."""
-    if entry.recipe.method == "none":
+    form = opens(registry.get(entry.runtime))
+    if entry.recipe.method == "none" and form == "onnx":
         return context.store.out / "baseline" / "model.onnx"
+    shared = shared_artifact(context, entry, form)
+    folder = context.store.candidate(entry.id)
+    artifact = folder / f"model.{form}"
+    for file in artifact_files(shared):
+        link_or_copy(file, artifact if file == shared else folder / file.name)
+    (folder / "recipe.yaml").write_text(entry.recipe.to_yaml())
+    if entry.recipe.activations and form == "onnx":
+        save_parameters(read_parameters(artifact), folder)
+    return artifact
+
+
+def shared_artifact(context: Context, entry: Plan, form: Format) -> Path:
+    """The artifact where it is made, before candidates link to it."""
+    if form == "pt2":
+        program = context.store.artifact(entry.recipe.name, form)
+        return program if program.exists() else make_program(context, entry.recipe, program)
     target = target_of(entry.runtime)
     static = entry.recipe.method in ("static", *TRAINED)  # its placement is the target's own; other writers know no targets
     shared = context.store.artifact(f"{entry.recipe.name}-{target}" if static else entry.recipe.name)
@@ -108,14 +130,7 @@ def make_artifact(context: Context, entry: Plan) -> Path:
                 transformer=context.transformer,
                 target=target,
             )
-    folder = context.store.candidate(entry.id)
-    artifact = folder / "model.onnx"
-    for file in [shared, *external_files(shared)]:
-        link_or_copy(file, artifact if file == shared else folder / file.name)
-    (folder / "recipe.yaml").write_text(entry.recipe.to_yaml())
-    if entry.recipe.activations:
-        save_parameters(read_parameters(artifact), folder)
-    return artifact
+    return shared
 
 
 def artifact_of(context: Context, candidate: Candidate) -> Path:

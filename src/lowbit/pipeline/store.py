@@ -17,6 +17,7 @@ from typing import IO, Any
 
 from lowbit.errors import Interrupted, UsageError
 from lowbit.pipeline.journal import Journal
+from lowbit.runtimes.base import Format
 
 MARGIN = 1 << 20
 """Bytes that must stay free: journal lines and reports are written at any time."""
@@ -57,9 +58,9 @@ class Store:
         """Folder of one candidate; runtimes that share an artifact share it through a hard link."""
         return self.out / "candidates" / candidate_id
 
-    def artifact(self, recipe: str) -> Path:
+    def artifact(self, recipe: str, form: Format = "onnx") -> Path:
         """Where the artifact of a recipe is made before candidates link to it."""
-        return self.work / "artifacts" / f"{recipe}.onnx"
+        return self.work / "artifacts" / f"{recipe}.{form}"
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from lowbit.bundle.manifest import build_manifest, candidate_entry, file_entries
 from lowbit.bundle.report import render_report
 from lowbit.bundle.report_layers import find_layers
 from lowbit.bundle.schema import CalibrationEntry, DataEntry, EnvironmentEntry, Manifest, ValidationEntry
-from lowbit.graph.load import external_files
+from lowbit.pipeline.artifacts import artifact_files, format_of
 from lowbit.pipeline.context import BASELINE, Context
 from lowbit.pipeline.lengths import sentences
 from lowbit.pipeline.recipes import PRUNED, QAT
@@ -66,15 +66,16 @@ def place_model(out: Path, chosen: Candidate) -> str:
     """Links the chosen artifact (with external data) into `model/`; returns its path relative to the bundle."""
     assert chosen.artifact is not None, f"{chosen.id} was chosen without an artifact"
     source = out / chosen.artifact
-    if not (target := out / "model" / "model.onnx").exists() or not target.samefile(source):
+    target = out / "model" / f"model.{format_of(source)}"
+    if not target.exists() or not target.samefile(source):
         fresh = out / ".work" / "model"
         shutil.rmtree(fresh, ignore_errors=True)
-        for file in [source, *external_files(source)]:
+        for file in artifact_files(source):
             link_or_copy(file, fresh / file.relative_to(source.parent))
         # The whole folder is replaced: weights of what was chosen before must not stay beside it.
         shutil.rmtree(out / "model", ignore_errors=True)
         fresh.rename(out / "model")
-    return "model/model.onnx"
+    return f"model/{target.name}"
 
 
 def write_result(context: Context, candidate: Candidate, decision: Decision) -> None:

@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 
 from lowbit.errors import RunError
 from lowbit.runtimes.hardware import Hardware
 from lowbit.types import Array, Feeds, TensorInfo, Tuning
+
+Format = Literal["onnx", "pt2"]
+"""What an artifact is: an ONNX file, or a program that torch.export wrote. Also the ending of its name."""
 
 DEFAULT = Tuning()
 """All options at the library's defaults, except that the precision is pinned to f32."""
@@ -64,7 +67,7 @@ class Session(Protocol):
 
 @runtime_checkable
 class Runtime(Protocol):
-    """Something that runs ONNX artifacts on this hardware."""
+    """Something that runs artifacts on this hardware: ONNX files, unless it has an attribute `opens: Format` that says otherwise."""
 
     name: str
 
@@ -84,12 +87,12 @@ class Runtime(Protocol):
         """Loads an artifact.
 
         Args:
-            path: The ONNX file.
+            path: The file.
             tuning: Threads, streams, precision, fixed shape.
             batch: Batch size to compile for; needed where `tuning.fixed_shape`.
 
         Raises:
-            RunError: The file is missing or not ONNX, has an operator this runtime lacks, or the
+            RunError: The file is missing or of another format, has an operator this runtime lacks, or the
                 tuning cannot be had here.
         """
         ...
@@ -139,6 +142,12 @@ class Profiler(Protocol):
         ...
 
 
+def opens(runtime: Runtime) -> Format:
+    """The format of the artifacts that a runtime opens."""
+    found: Format = getattr(runtime, "opens", "onnx")
+    return found
+
+
 def check_feeds(inputs: Sequence[TensorInfo], feeds: Feeds) -> None:
     """Compares feeds with what a session declares, so that every runtime refuses the same in the same words.
 
@@ -180,7 +189,7 @@ def need_file(path: Path) -> None:
     """Refuses a path that is no file before a library gets to print about it."""
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "does not exist"
-        raise RunError(f"'{path.name}' {found}; an ONNX file is needed.", "Check the path.")
+        raise RunError(f"'{path.name}' {found}; a model file is needed.", "Check the path.")
 
 
 def need_batch(tuning: Tuning, batch: int | None) -> int | None:

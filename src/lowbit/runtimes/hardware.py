@@ -6,7 +6,7 @@ import importlib
 import os
 import platform
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -94,8 +94,12 @@ class Hardware:
         return any(flag in self.isa for flag in ("AMX-BF16", "AVX512-BF16", "NEON-BF16"))
 
 
-def probe() -> Hardware:
-    """Looks at this machine. Takes milliseconds; reads files and asks the system, runs nothing."""
+def probe(packages: Sequence[str] = ()) -> Hardware:
+    """Looks at this machine. Takes milliseconds; reads files and asks the system, runs nothing.
+
+    Args:
+        packages: Whose versions to tell besides those that every run uses.
+    """
     import psutil
 
     cpuinfo = _read(Path("/proc/cpuinfo"))
@@ -114,7 +118,7 @@ def probe() -> Hardware:
         accelerator=_accelerator(),
         system=_system(),
         python=platform.python_version(),
-        versions=_versions(PACKAGES),
+        versions=_versions((*PACKAGES, *packages)),
     )
 
 

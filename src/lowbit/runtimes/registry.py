@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import entry_points
 
@@ -22,6 +23,8 @@ BUILT_IN = {
     "onnxruntime": "lowbit.runtimes.onnxruntime_cpu:OnnxRuntimeCpu",
     "openvino": "lowbit.runtimes.openvino_cpu:OpenVinoCpu",
 }
+ON_REQUEST = {"torch": "lowbit.runtimes.torch_cpu:TorchCpu"}
+"""Used where it is named, and nowhere else (docs/decisions/0010)."""
 
 
 def names() -> tuple[str, ...]:
@@ -45,9 +48,18 @@ def get(name: str) -> Runtime:
 
 
 def available() -> list[Runtime]:
-    """The runtimes that are installed here; onnxruntime, the baseline's, first."""
+    """The runtimes that are installed here and used unless others are named; onnxruntime, the baseline's, first."""
+    return _installed({name: target for name, target in _targets().items() if name not in ON_REQUEST})
+
+
+def on_request() -> list[Runtime]:
+    """The runtimes that are installed here and used only where they are named."""
+    return _installed(ON_REQUEST)
+
+
+def _installed(targets: Mapping[str, str]) -> list[Runtime]:
     found = []
-    for name, target in _targets().items():
+    for name, target in targets.items():
         try:
             runtime = _load(name, target)
         except UsageError as error:
@@ -59,8 +71,8 @@ def available() -> list[Runtime]:
 
 
 def _targets() -> dict[str, str]:
-    others = {entry.name: entry.value for entry in entry_points(group=GROUP) if entry.name not in BUILT_IN}
-    return BUILT_IN | others
+    others = {entry.name: entry.value for entry in entry_points(group=GROUP) if entry.name not in BUILT_IN | ON_REQUEST}
+    return BUILT_IN | ON_REQUEST | others
 
 
 @cache

@@ -1,7 +1,7 @@
 """PyTorch on the CPU: exported programs (.pt2), compiled by inductor where there is a C++ compiler, node by node where there is none.
 
-It is used where it is asked for by name. It opens other files than the other runtimes, and compiling takes 10 to 50 seconds at every
-opening, in every process: docs/decisions/0010 has the numbers.
+It is used where it is asked for by name: compiling takes 10 to 50 seconds for every shape and number of threads. docs/decisions/0010 has
+the numbers.
 
 The number of threads is the process's, not the session's: the last session that was opened decides it.
 """
@@ -9,12 +9,10 @@ The number of threads is the process's, not the session's: the last session that
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import shutil
 import sys
 import warnings
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import metadata
@@ -23,24 +21,19 @@ from typing import Any
 
 import numpy as np
 
-from lowbit.errors import ModelError, RunError
-from lowbit.frontends.bring import load_program
+from lowbit.errors import RunError
 from lowbit.quiet import no_output
-from lowbit.runtimes.base import DEFAULT, check_feeds, need_batch, need_file, plain
+from lowbit.runtimes.base import DEFAULT, Format, check_feeds, need_batch, need_file, plain
 from lowbit.runtimes.hardware import Hardware
-from lowbit.types import Array, Dim, Feeds, TensorInfo, Tuning
-
-NAMES = "lowbit.json"
-"""An extra file of a program, with the names of its inputs and outputs: torch allows no dots and the like in them."""
-
-QUANTIZED = "quantized_decomposed"
-"""The namespace of PT2E's operators. torchao has what makes integer kernels of them."""
+from lowbit.runtimes.programs import read_program, tensor_infos
+from lowbit.types import Array, Feeds, TensorInfo, Tuning
 
 
 class TorchCpu:
     """See `lowbit.runtimes.base.Runtime`; for .pt2 files instead of ONNX ones."""
 
     name = "torch"
+    opens: Format = "pt2"
 
     def __init__(self, *, compiled: bool = True) -> None:
         """Args:
@@ -82,9 +75,9 @@ class TorchCpu:
         size = need_batch(tuning, batch)
         import torch
 
-        program = _read(path)
+        program = read_program(path)
         torch.set_num_threads(tuning.threads or len(os.sched_getaffinity(0)))
-        inputs, outputs = _infos(program, _names(path))
+        inputs, outputs = tensor_infos(program, path)
         call: Callable[..., Any] = program.module()
         if self._compiles():
             call = _compiled(call, dynamic=size is None)
@@ -169,62 +162,6 @@ def _compiled(call: Callable[..., Any], *, dynamic: bool) -> Callable[..., Any]:
     settings.freezing = True  # for the whole process: the tracer, which runs at the first call, does not see compile's own options
     compiled: Callable[..., Any] = torch.compile(call, dynamic=dynamic)
     return compiled
-
-
-def _read(path: Path) -> Any:
-    try:
-        if QUANTIZED in _operators(path):
-            _integer_kernels(path)
-        with no_output():
-            return load_program(path)
-    except ModelError as error:
-        raise RunError(error.message, error.hint or "") from error
-
-
-def _operators(path: Path) -> str:
-    """The graph as its file has it, which names every operator; empty where the file is no archive."""
-    return _inside(path, "models/model.json")
-
-
-def _names(path: Path) -> dict[str, list[str]]:
-    """Names of inputs and outputs, for a program that was made here; empty for any other."""
-    text = _inside(path, f"extra/{NAMES}")
-    found: dict[str, list[str]] = json.loads(text) if text else {}
-    return found
-
-
-def _inside(path: Path, ending: str) -> str:
-    if not zipfile.is_zipfile(path):
-        return ""
-    with zipfile.ZipFile(path) as archive:
-        entry = next((name for name in archive.namelist() if name.endswith(ending)), None)
-        return archive.read(entry).decode() if entry else ""
-
-
-def _integer_kernels(path: Path) -> None:
-    """Registers PT2E's operators, and the passes that turn them into integer kernels, by importing torchao."""
-    if importlib.util.find_spec("torchao") is None:
-        raise RunError(f"'{path.name}' is quantized by PT2E; torchao, which runs it, is not installed.", "pip install 'lowbit[torch]'")
-    with no_output():  # it prints about kernels for accelerators that are not there
-        importlib.import_module("torchao.quantization.pt2e.quantizer.x86_inductor_quantizer")
-
-
-def _infos(program: Any, names: dict[str, list[str]]) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:
-    signature = program.graph_signature
-    nodes = {node.name: node for node in program.graph.nodes}
-    inputs = names.get("inputs") or list(signature.user_inputs)
-    outputs = names.get("outputs") or list(signature.user_outputs)
-    found = []
-    for called, sources in ((inputs, signature.user_inputs), (outputs, signature.user_outputs)):
-        values = [nodes[source].meta["val"] for source in sources]
-        found.append(
-            tuple(TensorInfo(name, _dims(value), str(value.dtype).split(".")[-1]) for name, value in zip(called, values, strict=True))
-        )
-    return found[0], found[1]
-
-
-def _dims(value: Any) -> tuple[Dim, ...]:
-    return tuple(dim if isinstance(dim, int) else str(dim) for dim in value.shape)
 
 
 def _fixed(infos: tuple[TensorInfo, ...], size: int | None, inputs: tuple[TensorInfo, ...] | None = None) -> tuple[TensorInfo, ...]:

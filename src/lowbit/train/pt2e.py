@@ -26,7 +26,7 @@ from torch.export import Dim, ExportedProgram
 
 from lowbit.errors import ModelError, UsageError
 from lowbit.quiet import no_output
-from lowbit.runtimes.torch_cpu import NAMES
+from lowbit.runtimes.programs import NAMES
 from lowbit.train.parts import Compute, Rounding
 from lowbit.train.twin import Twin
 from lowbit.types import Feeds
@@ -206,9 +206,10 @@ def _program(twin: _Fixed, feeds: Mapping[str, Any]) -> ExportedProgram:
     """With an open batch axis where the graph's shapes allow one, else for as many samples as are fed."""
     example = _positions(twin, feeds)
     named = dict(zip(twin.plan.inputs, example, strict=True))
-    if all(value.ndim and len(value) >= 2 for value in example) and not twin.settle(named, batch=False):
-        with suppress(ModelError):
-            return _export(_Positional(twin), example, (tuple(BATCH for _ in example),))
+    if all(value.ndim and len(value) >= 2 for value in example):
+        with suppress(ModelError, RuntimeError):  # torch's own, of a graph that takes no other number than it is fed
+            if not twin.settle(named, batch=False):
+                return _export(_Positional(twin), example, (tuple(BATCH for _ in example),))
     twin.settle(named, batch=True)
     return _export(_Positional(twin), example, None)
 
@@ -305,6 +306,11 @@ def _constant(module: fx.GraphModule, node: Any) -> Tensor:
 
 
 def _save(program: ExportedProgram, twin: Twin, out: Path) -> Path:
+    """Without what the file's readers need not know: where the code lies that made it, and the samples that it was traced with."""
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)
+    if program.example_inputs is not None:
+        program.example_inputs = tuple(torch.zeros_like(value) for value in program.example_inputs[0]), {}
     names = {"inputs": list(twin.plan.inputs), "outputs": list(twin.plan.outputs)}
     with no_output():
         torch.export.save(program, out, extra_files={NAMES: json.dumps(names)})
