@@ -1,15 +1,18 @@
 """Pruning before INT8, on the demo model: what it gains over INT8 alone, and what it costs.
 
-    python benchmarks/pruning.py                                       what results/pruning.json keeps: about 12 minutes on two idle cores
+    python benchmarks/pruning.py                                       what results/pruning.json keeps: about 15 minutes on two idle cores
     python benchmarks/pruning.py --minutes 1 --samples 4000 --out -    a quick look
+    python benchmarks/pruning.py --work build/pruning                  one that can be stopped: the same command goes on
 
 The model is the demo's ResNet for Fashion-MNIST (40, 80 and 160 channels, 126 million multiplications). It learns, without labels, from
 the FP32 model on training images; 256 of them calibrate. Accuracies are of the 10,000 test images, which nothing else has seen. What is
 cut where follows the runtime's profile of the INT8 model, and every cut is measured: an INT8 model of it races the whole one. Latencies
-come from one race at the end, each model in its own process.
+come from one race at the end, each model in its own process; beside them the processor time of a call on one thread, which tells the
+same on a machine that has other things to do.
 
-Beside it, before any training: the accuracy that is left right after one cut of the same depth, with channels ranked by the Fisher
-information, by the size of their weights, and at random.
+Beside it, before any training: the accuracy that is left right after one cut to that share of the predicted time, with channels ranked
+by the Fisher information, by the size of their weights, and at random; and of the first round's cut, which may be deeper, because it is
+measured, before and after what is left was fitted to the whole model.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +42,13 @@ from lowbit.graph.profiles import profile as target_of
 from lowbit.measure.profile import profile
 from lowbit.measure.race import FINAL, QUICK, Effort, Variant, measurement, race
 from lowbit.pipeline.recipes import fitted, static
+from lowbit.pipeline.training import SHARE
 from lowbit.recipe import Recipe
 from lowbit.runtimes import registry
+from lowbit.train.importance import importance
 from lowbit.train.pool import Pool
-from lowbit.train.prune import Pruning, Round, importance, shrink
+from lowbit.train.prune import TRAINING, Pruning, Round, shrink
 from lowbit.train.prune_choose import choose, cost, rates, seconds_of
-from lowbit.train.qat import Settings
 from lowbit.train.twin import Twin
 from lowbit.types import Array, Batch, Tuning
 
@@ -53,6 +57,7 @@ IMAGES = ROOT.parent / "shared" / "data" / "fashion-mnist"
 MODEL = ROOT / "src" / "lowbit" / "demo" / "resnet_fashion.onnx"
 RESULTS = Path(__file__).parent / "results" / "pruning.json"
 CALIBRATION = 256
+TURNS, CALLS = 15, 400
 MEAN, DEVIATION = 0.2860, 0.3530
 
 
@@ -109,6 +114,26 @@ class Bench:
             for name, each in seen.items()
         }
 
+    def processor_time(self, models: Mapping[str, Path], batch: int) -> dict[str, Any]:
+        """Milliseconds of processor time a call takes on one thread, in turns: what other load does to a clock does not count in it."""
+        feeds, tuning = {self.name: self.test[:batch]}, replace(self.tuning, threads=1)
+        sessions = {name: registry.get(self.runtime).open(path, tuning, batch) for name, path in models.items()}
+        spent: dict[str, list[float]] = {name: [] for name in models}
+        for turn in range(TURNS + 1):
+            for name, session in sessions.items():
+                start = time.process_time()
+                for _ in range(max(1, CALLS // batch)):
+                    session.run(feeds)
+                if turn:  # the first warms up
+                    spent[name].append(1e3 * (time.process_time() - start) / max(1, CALLS // batch))
+        rng, first = np.random.default_rng(0), np.array(spent[next(iter(models))])
+        found = {}
+        for name, each in spent.items():
+            ratio = first / np.array(each)
+            low, high = np.quantile(np.median(ratio[rng.integers(0, TURNS, (2000, TURNS))], 1), (0.025, 0.975))
+            found[name] = {"p50_ms": float(np.median(each)), "speedup": [float(np.median(ratio)), float(low), float(high)]}
+        return found
+
     def share(self, whole: Path, model: Path, batches: Sequence[int]) -> float:
         """Time of an INT8 model as a share of the whole one's: the worst over batch sizes."""
         quick = {"whole": whole, "cut": self.integer(model, static("minmax"))}
@@ -150,9 +175,11 @@ def told(each: Round) -> dict[str, Any]:
     losses = [epoch.held_out_loss for epoch in each.trained.history]
     return {
         "widths": dict(each.widths),
+        "repaired": {name: list(errors) for name, errors in each.repaired.items()},
         "predicted_share": each.predicted,
         "measured_share": each.measured,
         "held_out_loss": losses,
+        "held_out_agreement": each.agreement,
         "train_seconds": each.trained.seconds,
         "stopped": each.trained.reason,
     }
@@ -173,9 +200,7 @@ def run(bench: Bench, prepared: Path, pool: Pool, given: argparse.Namespace) -> 
     kernels = profile(Variant("whole", given.runtime, plain, bench.tuning), {bench.name: bench.test[:1]}, batch=1)
     seconds = seconds_of(kernels, channels_of(ir_files.read(prepared).graph))
     left = untrained(bench, prepared, pool, seconds, given)
-    training = Settings(
-        epochs=given.epochs, minutes=given.minutes / given.rounds, batch=64, weight_rate=given.rate, held_out=given.held_out
-    )
+    training = replace(TRAINING, epochs=given.epochs, minutes=given.minutes / given.rounds, weight_rate=given.rate)
     settings = Pruning(share=given.share, rounds=given.rounds, block=given.block, training=training)
     rounds: list[dict[str, Any]] = []
 
@@ -184,7 +209,19 @@ def run(bench: Bench, prepared: Path, pool: Pool, given: argparse.Namespace) -> 
         print(json.dumps(rounds[-1]), file=sys.stderr, flush=True)
 
     small = bench.folder / "pruned.onnx"
-    shrink(prepared, small, pool, settings, seconds=seconds, share_of=lambda path: bench.share(plain, path, given.batches), on_round=note)
+    shrink(
+        prepared,
+        small,
+        pool,
+        settings,
+        seconds=seconds,
+        share_of=lambda path: bench.share(plain, path, given.batches),
+        folder=given.work or bench.folder,
+        on_round=note,
+        on_epoch=lambda epoch: print(f"  {epoch}", file=sys.stderr, flush=True),
+    )
+    for name, file in (("round 1, cut", "cut-round-1.onnx"), ("round 1, cut and fitted", "round-1.onnx")):
+        left[name] = float(bench.right((given.work or bench.folder) / file).mean())
     models = {"int8": alone, "pruned+int8": bench.integer(small, recipe), "fp32": prepared, "pruned fp32": small}
     right = {name: bench.right(path) for name, path in models.items()}
     latency = {str(batch): bench.race(models, batch, FINAL) for batch in given.batches}
@@ -192,7 +229,7 @@ def run(bench: Bench, prepared: Path, pool: Pool, given: argparse.Namespace) -> 
     lost = interval(right["int8"], right["pruned+int8"])
     faster = all(each["pruned+int8"]["speedup"][1] > 1 for each in latency.values())
     return {
-        "settings": {key: value for key, value in vars(given).items() if key != "out"},
+        "settings": {key: value for key, value in vars(given).items() if key not in ("out", "work")},
         "images": {"learned_from": len(pool), "labels": "not used", "calibration": len(bench.calibration), "test": len(bench.test)},
         "profile": {
             "products_share": sum(seconds.values()) / sum(kernel.seconds for kernel in kernels),
@@ -207,6 +244,9 @@ def run(bench: Bench, prepared: Path, pool: Pool, given: argparse.Namespace) -> 
         "points_lost_to_int8": lost,
         "points_lost_to_fp32": interval(right["fp32"], right["pruned+int8"]),
         "latency": latency,
+        "processor_time_one_thread": {
+            str(batch): bench.processor_time({name: models[name] for name in ("int8", "pruned+int8")}, batch) for batch in given.batches
+        },
         "size_bytes": {name: path.stat().st_size for name, path in models.items()},
         "seconds": time.monotonic() - started,
     }
@@ -214,18 +254,18 @@ def run(bench: Bench, prepared: Path, pool: Pool, given: argparse.Namespace) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--share", type=float, default=0.6, help="of INT8's time that may be left")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--share", type=float, default=SHARE, help="of INT8's time that may be left")
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--block", type=int, default=16, help="widths come down to multiples of it")
-    parser.add_argument("--minutes", type=float, default=8.0, help="of training, all rounds together")
-    parser.add_argument("--epochs", type=int, default=6, help="most of a round")
-    parser.add_argument("--rate", type=float, default=0.3)
-    parser.add_argument("--samples", type=int, default=40000, help="training images to learn from")
-    parser.add_argument("--held-out", type=float, default=0.05)
+    parser.add_argument("--minutes", type=float, default=15.0, help="of training, all rounds together")
+    parser.add_argument("--epochs", type=int, default=3, help="most of a round")
+    parser.add_argument("--rate", type=float, default=TRAINING.weight_rate)
+    parser.add_argument("--samples", type=int, default=20000, help="training images to learn from")
     parser.add_argument("--budget", type=float, default=1.0, help="points that may be lost to INT8 alone, by the end of the interval")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--runtime", choices=("openvino", "onnxruntime"), default="openvino")
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--work", type=Path, help="keeps cuts and checkpoints there")
     parser.add_argument("--out", default=str(RESULTS), help="where results go; - for nowhere")
     given = parser.parse_args()
     if given.threads:

@@ -38,7 +38,7 @@ from lowbit.data import Dataset, Preprocess, open_data
 from lowbit.graph.load import load_model
 from lowbit.graph.prepare import prepare
 from lowbit.graph.profiles import ONNXRUNTIME_CPU
-from lowbit.recipe import Dtype, Granularity, QuantSpec, Recipe
+from lowbit.recipe import Dtype, Granularity, QuantSpec, Recipe, Transform
 from lowbit.runtimes import registry
 from lowbit.train.pool import Pool
 from lowbit.train.qat import Settings, Trained, train
@@ -73,7 +73,7 @@ class Case:
     peer: str | None = None
 
     def recipe(self, ranges: RangeMethod, *, fitted: bool) -> Recipe:
-        transforms = ("equalize", "fit") if fitted else ()
+        transforms: tuple[Transform, ...] = ("equalize", "fit") if fitted else ()
         weights = QuantSpec(self.weights, self.granularity, symmetric=True)
         return Recipe(self.name, "static", weights, QuantSpec("uint8"), ranges, transforms=transforms)
 
@@ -103,9 +103,9 @@ def folds(case: Case, folder: Path) -> list[Fold]:
     return [Fold(path, ours, ours, theirs) for ours, theirs in (parts, parts[::-1])]
 
 
-def answers(path: Path, feeds: Mapping[str, Array]) -> Array:
-    """The class that the file gives each sample, on onnxruntime."""
-    session = registry.get("onnxruntime").open(path, Tuning(), None)
+def answers(path: Path, feeds: Mapping[str, Array], runtime: str = "onnxruntime") -> Array:
+    """The class that the file gives each sample, with all of the runtime's optimizations."""
+    session = registry.get(runtime).open(path, Tuning(), None)
     try:
         count = len(next(iter(feeds.values())))
         found = [session.run({name: each[i : i + READ] for name, each in feeds.items()}) for i in range(0, count, READ)]
@@ -119,9 +119,14 @@ def twin_answers(twin: Twin, feeds: Mapping[str, Array]) -> Array:
     """The same of a torch twin: what the trainer believes."""
     count, found = len(next(iter(feeds.values()))), []
     for start in range(0, count, READ):
-        outputs = twin({name: torch.from_numpy(each[start : start + READ]) for name, each in feeds.items()})
+        outputs = twin({name: _laid_out(torch.from_numpy(each[start : start + READ])) for name, each in feeds.items()})
         found.append(next(iter(outputs.values())).argmax(1).numpy())
     return np.concatenate(found)
+
+
+def _laid_out(values: torch.Tensor) -> torch.Tensor:
+    """Channels last, which torch's convolutions are faster with; the values are the same."""
+    return values.contiguous(memory_format=torch.channels_last) if values.ndim == 4 else values
 
 
 def arrays(data: Dataset) -> tuple[dict[str, Array], Array]:

@@ -201,7 +201,7 @@ def train(module: nn.Module, x: Tensor, y: Tensor, *, minutes: float, rate: floa
     order = torch.randperm(len(x), generator=generator)
     kept, judged = order[HELD_OUT:], order[:HELD_OUT]
     optimizer = torch.optim.SGD(module.parameters(), rate, momentum=0.9, weight_decay=1e-4, nesterov=True)
-    start, budget, epochs, frozen = time.monotonic(), 60 * minutes, 0, False
+    start, budget, epochs, frozen, busy = time.monotonic(), 60 * minutes, 0, False, time.process_time()
     module.eval()  # an exported module's returns nothing
     best, state = top1(module, x[judged], y[judged]), copy.deepcopy(module.state_dict())
     while (share := (time.monotonic() - start) / budget) < 1:
@@ -221,9 +221,10 @@ def train(module: nn.Module, x: Tensor, y: Tensor, *, minutes: float, rate: floa
         module.eval()
         if (held := top1(module, x[judged], y[judged])) >= best:
             best, state = held, copy.deepcopy(module.state_dict())
+    seconds, busy = time.monotonic() - start, time.process_time() - busy
     module.load_state_dict(state)
     freeze(module)
-    return {"epochs": epochs, "seconds": time.monotonic() - start, "held_out": best}
+    return {"epochs": epochs, "seconds": seconds, "cpu_seconds": busy, "threads": torch.get_num_threads(), "held_out": best}
 
 
 def run_pt2e(bits: int, minutes: float) -> Numbers:

@@ -11,7 +11,7 @@ import onnx
 import pytest
 from cli_runner import lowbit
 from e2e_case import Case, make_case
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from lowbit import optimize
 from lowbit.errors import DataError, UsageError
@@ -137,6 +137,20 @@ def test_research_recipes_are_tried_only_when_they_are_asked_for(case: Case, out
     assert found["status"] in ("done", "dropped")
     with np.load(tmp_path / "bundle" / "candidates" / found["id"] / "parameters.npz") as table:
         assert len(table.files) > 0
+
+
+def test_binary_weights_are_two_levels_in_an_int8_file(case: Case, tmp_path: Path) -> None:
+    asked = {"recipes": ("research-binary",), "runtimes": ("onnxruntime",), "rounds": 3, "qat_minutes": SECONDS}
+    optimize(case.model, case.data, out=tmp_path / "bundle", max_drop="5pp", **asked)  # type: ignore[arg-type]
+    found = entries(tmp_path / "bundle")["research-binary@onnxruntime"]
+    assert found["status"] in ("done", "dropped")
+    model = onnx.load(tmp_path / "bundle" / "candidates" / found["id"] / "model.onnx")
+    weights = [numpy_helper.to_array(each) for each in model.graph.initializer if each.data_type == onnx.TensorProto.INT8 and each.dims]
+    weights = [each for each in weights if each.ndim > 1]
+    assert len(weights) >= 2
+    for each in weights:
+        assert set(np.unique(each)) == {-1, 1}
+    assert "dtype: int1" in (tmp_path / "bundle" / "candidates" / found["id"] / "recipe.yaml").read_text()
 
 
 def test_a_pruned_model_is_smaller_and_passes_the_same_gate(case: Case, pool: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 
 from graph_cases import Case, node, run, weights
 from lowbit.errors import ModelError, UsageError
@@ -15,8 +16,10 @@ from lowbit.graph import ir_files
 from lowbit.graph.channel_sets import Channels
 from lowbit.graph.channels import channels_of
 from lowbit.runtimes.base import Kernel
+from lowbit.train.checkpoint import Epoch
+from lowbit.train.importance import importance
 from lowbit.train.pool import Pool
-from lowbit.train.prune import Pruning, importance, shrink
+from lowbit.train.prune import Pruning, shrink
 from lowbit.train.prune_choose import choose, cost, rates, seconds_of
 from lowbit.train.qat import Settings
 from lowbit.train.twin import Twin
@@ -140,7 +143,7 @@ def test_rounds_cut_and_train(tmp_path: Path) -> None:
     source = case(8, 16).save(tmp_path / "model.onnx")
     before = source.read_bytes()
     pool = Pool({"x": images(256)}, images=True)
-    settings = Pruning(share=0.4, rounds=2, block=4, samples=64, training=SHORT)
+    settings = Pruning(share=0.4, rounds=2, block=4, samples=64, agreement=0.01, training=SHORT)
     seen: list[float] = []
     shrunk = shrink(source, tmp_path / "out.onnx", pool, settings, on_round=lambda each: seen.append(each.predicted))
     assert source.read_bytes() == before
@@ -153,10 +156,77 @@ def test_rounds_cut_and_train(tmp_path: Path) -> None:
     assert shapes["w2"] == (widths["Conv:b"], widths["Conv:a"], 3, 3)
     assert widths["Conv:a"] * widths["Conv:b"] <= 64
     history = shrunk.rounds[-1].trained.history
-    assert shrunk.rounds[-1].trained.best.held_out_loss < 0.8 * history[0].held_out_loss
+    assert shrunk.rounds[-1].trained.best.held_out_loss < history[0].held_out_loss
     fresh = {"x": images(50, seed=9)}
     twin = Twin(shrunk.path)({"x": torch.from_numpy(fresh["x"])})["y"].detach().numpy()
     np.testing.assert_allclose(run(model, fresh)["y"], twin, rtol=1e-4, atol=1e-4)
+
+
+def test_a_pruning_that_was_stopped_goes_on(tmp_path: Path) -> None:
+    """Neither cut nor timed again; the epochs that are done are not trained again; and it ends where it would have ended."""
+    source, pool = case(8, 16).save(tmp_path / "model.onnx"), Pool({"x": images(128)}, images=True)
+    settings = Pruning(share=0.4, rounds=2, block=4, samples=64, agreement=0.01, training=SHORT)
+    timed: list[Path] = []
+
+    def share_of(path: Path) -> float:
+        timed.append(path)
+        return 0.1
+
+    def stop(epoch: Epoch) -> None:
+        seen.append(epoch.number)
+        if len(seen) == 6:  # the second of the second round
+            raise KeyboardInterrupt
+
+    seen: list[int] = []
+    with pytest.raises(KeyboardInterrupt):
+        shrink(source, tmp_path / "out.onnx", pool, settings, share_of=share_of, folder=tmp_path / "work", on_epoch=stop)
+    assert not (tmp_path / "out.onnx").exists()
+    assert len(timed) == 2
+    trained: list[float] = []
+    found = shrink(
+        source,
+        tmp_path / "out.onnx",
+        pool,
+        settings,
+        share_of=share_of,
+        folder=tmp_path / "work",
+        on_epoch=lambda epoch: trained.append(epoch.seconds),
+    )
+    assert len(timed) == 2
+    assert [len(each.trained.history) for each in found.rounds] == [4, 4]
+    assert len(trained) == 8  # those of before are told of again
+    whole = shrink(source, tmp_path / "at_once.onnx", pool, settings, share_of=share_of)
+    assert found.rounds[-1].widths == whole.rounds[-1].widths
+    for ours, theirs in zip(*(onnx.load(path).graph.initializer for path in (found.path, whole.path)), strict=True):
+        np.testing.assert_allclose(numpy_helper.to_array(ours), numpy_helper.to_array(theirs), rtol=1e-5, atol=1e-6)
+    deeper = Pruning(share=0.3, rounds=2, block=4, samples=64, agreement=0.01, training=SHORT)
+    shrink(source, tmp_path / "out.onnx", pool, deeper, share_of=share_of, folder=tmp_path / "work")
+    assert len(timed) > 4  # another pruning begins anew
+
+
+def test_a_round_whose_answers_are_too_different_is_taken_back(tmp_path: Path) -> None:
+    source, pool = case(8, 16).save(tmp_path / "model.onnx"), Pool({"x": images(256)}, images=True)
+    strict = Pruning(share=0.1, rounds=2, block=4, samples=64, agreement=0.999, training=SHORT)
+    seen: list[float | None] = []
+    found = shrink(source, tmp_path / "out.onnx", pool, strict, on_round=lambda each: seen.append(each.agreement))
+    assert len(seen) == 2
+    assert found.taken_back is not None
+    assert found.taken_back.agreement == seen[1]
+    assert seen[1] is not None
+    assert seen[1] < 0.999
+    (only,) = found.rounds
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in onnx.load(found.path).graph.initializer}
+    assert shapes["w2"][:2] == (only.widths["Conv:b"], only.widths["Conv:a"])
+    assert only.widths != found.taken_back.widths
+
+
+def test_what_is_left_is_fitted_before_it_is_trained(tmp_path: Path) -> None:
+    source = case(8, 16).save(tmp_path / "model.onnx")
+    found = shrink(source, tmp_path / "out.onnx", Pool({"x": images(256)}), Pruning(share=0.4, block=4, training=SHORT))
+    (only,) = found.rounds
+    assert set(only.repaired) == {"Conv:a", "Conv:b", "Conv:c", "Gemm:y"}
+    assert all(after <= before for before, after in only.repaired.values())
+    assert only.repaired["Conv:c"][1] < 0.9 * only.repaired["Conv:c"][0]
 
 
 def test_a_cut_that_saves_too_little_is_deepened(tmp_path: Path) -> None:
@@ -183,7 +253,9 @@ def test_a_model_without_channels_to_prune_is_refused(tmp_path: Path) -> None:
         shrink(one.save(tmp_path / "one.onnx"), tmp_path / "out.onnx", Pool({"x": images(40)}))
 
 
-@pytest.mark.parametrize(("name", "value"), [("share", 1.5), ("least", 0.0), ("rounds", 0), ("block", 0), ("samples", 0)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("share", 1.5), ("least", 0.0), ("agreement", 1.0), ("rounds", 0), ("block", 0), ("samples", 0)]
+)
 def test_settings_out_of_range_are_refused(name: str, value: float) -> None:
     with pytest.raises(UsageError, match=f"{name} is {value}"):
         Pruning(**{name: value})

@@ -15,6 +15,7 @@ import small_models
 from lowbit.compress.evidence import Evidence
 from lowbit.compress.quantize import quantize
 from lowbit.errors import DataError, UsageError
+from lowbit.graph.channel_sets import Carried
 from lowbit.graph.load import load_model
 from lowbit.graph.prepare import prepare
 from lowbit.pipeline.recipes import static
@@ -118,6 +119,41 @@ def test_a_checkpoint_of_another_training_is_not_resumed(models: tuple[Path, Pat
     assert Progress.load(tmp_path / "training.pt", "another key") is None
     found, _ = trained(models, replace(QUICK, epochs=2), checkpoint=tmp_path / "training.pt")
     assert len(found.history) == 3
+
+
+def test_with_more_time_a_training_goes_on(models: tuple[Path, Path], tmp_path: Path) -> None:
+    short, _ = trained(models, replace(QUICK, minutes=1e-9), checkpoint=tmp_path / "training.pt")
+    assert short.history[-1].number <= 1
+    seen: list[Epoch] = []
+    found, _ = trained(models, replace(QUICK, minutes=5.0), checkpoint=tmp_path / "training.pt", on_epoch=seen.append)
+    assert seen[: len(short.history)] == list(short.history)
+    assert found.reason == "All 3 epochs are done."
+
+
+def test_training_in_half_precision_learns_as_well(models: tuple[Path, Path]) -> None:
+    """An FP32 student that was disturbed finds back; where the CPU has no bfloat16, this is float32."""
+    losses = []
+    for half in (False, True):
+        student = Twin(models[0])
+        with torch.no_grad():
+            for index, name in enumerate(sorted(student.plan.trained)):
+                weight = student.weight(name)
+                weight += 0.2 * weight.std() * torch.randn(weight.shape, generator=torch.Generator().manual_seed(index))
+        found = train(student, Twin(models[0]), pool(), replace(QUICK, epochs=6, half=half))
+        assert found.gain > 0.3
+        assert all(value.dtype == torch.float32 for value in student.state_dict().values())
+        losses.append(found.best.held_out_loss)
+    assert losses[1] == pytest.approx(losses[0], rel=0.5)
+
+
+def test_of_a_wider_teacher_only_the_students_channels_are_compared() -> None:
+    kept = {"t": Carried(np.array([0, 2]), -3, 4)}
+    ours, theirs = torch.randn(2, 2, 4, 4), torch.randn(2, 3, 4, 4)
+    scores = torch.randn(2, 5)
+    loss = Distillation("classes", ("t",), kept=kept, weight=3.0)
+    found = loss({"y": scores, "t": ours}, {"y": scores, "t": theirs}, ["y"])
+    wanted = 3.0 * (ours - theirs[:, [0, 2]]).square().sum() / theirs[:, [0, 2]].square().sum()
+    assert float(found) == pytest.approx(float(wanted), rel=1e-5)
 
 
 def test_a_broken_checkpoint_is_said(models: tuple[Path, Path], tmp_path: Path) -> None:

@@ -231,6 +231,17 @@ def test_stored_weights_start_at_their_dequantized_values(tmp_path: Path) -> Non
     np.testing.assert_array_equal(twin.weight("b2_q").detach().numpy(), (held["b2_q"] * held["b2_s"]).astype(np.float32))
 
 
+def test_without_outputs_it_runs_no_further_than_what_is_watched(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    twin, images = Twin(demo / "prepared.onnx"), {"image": torch.from_numpy(fashion(4))}
+    first = next(step.outputs[0] for step in twin.plan.steps if isinstance(step, Compute))
+    whole, ran, run = twin(images, [first]), [], Twin._run
+    monkeypatch.setattr(Twin, "_run", lambda self, step, values: (ran.append(step), run(self, step, values)))
+    found = twin(images, [first], outputs=False)
+    assert set(found) == {first}
+    assert torch.equal(found[first], whole[first])
+    assert len(ran) == 1
+
+
 def test_weights_can_be_put_on_fewer_levels(demo: Path) -> None:
     twin = Twin(demo / "int8-static-mse@openvino-cpu.onnx")
     twin.regrid_weights(3)
@@ -242,6 +253,8 @@ def test_weights_can_be_put_on_fewer_levels(demo: Path) -> None:
     key = next(key for key, grid in twin.plan.grids.items() if grid.is_weight)
     twin.regrid_weights(2, [key])
     assert set(twin.quantizer(key).integers(twin.weight(key)).unique().tolist()) == {-1, 0, 1}
+    twin.regrid_weights(1, [key])
+    assert set(twin.quantizer(key).integers(twin.weight(key)).unique().tolist()) == {-1, 1}
     with pytest.raises(UsageError, match="12 bits do not fit"):
         twin.regrid_weights(12, [key])
     with pytest.raises(UsageError, match="Unknown stored weight"):

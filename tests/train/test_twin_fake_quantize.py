@@ -128,3 +128,33 @@ def test_another_grid_of_the_same_form() -> None:
     made.regrid(np.array([0.5, 2.0], np.float32), np.zeros(2), -1, 1)
     np.testing.assert_array_equal(made(torch.tensor([[9.0], [-9.0]])).detach().numpy(), [[0.5], [-2.0]])
     assert "levels -1 to 1" in repr(made)
+
+
+def test_binary_weights_are_their_sign_times_their_mean_size() -> None:
+    x = torch.from_numpy(floats(4, 3, 5, seed=3))
+    made = FakeQuantize(np.full(4, 0.01, np.float32), np.zeros(4), -127, 127, axis=0, batched=False)
+    made.binarize(x)
+    sizes = x.abs().mean((1, 2))
+    np.testing.assert_allclose(made.scale.detach().numpy(), sizes.numpy(), rtol=1e-6)
+    assert made.integers(x).unique().tolist() == [-1, 1]
+    wanted = np.where(x.numpy() < 0, -1, 1) * sizes.numpy()[:, None, None]
+    np.testing.assert_allclose(made(x).detach().numpy(), wanted, rtol=1e-6)
+    assert "levels -1 or 1" in repr(made)
+
+
+def test_gradients_of_binary_weights_pass_and_the_scale_learns_by_the_sign() -> None:
+    x, upstream = floats(4, 6), floats(4, 6, seed=1)
+    made = FakeQuantize(np.ones(4, np.float32), np.zeros(4), -127, 127, axis=0, batched=False)
+    given_ = torch.from_numpy(x).requires_grad_()
+    made.binarize(given_.detach())
+    made(given_).backward(torch.from_numpy(upstream))
+    assert given_.grad is not None
+    assert made.scale.grad is not None
+    np.testing.assert_array_equal(given_.grad.numpy(), upstream)
+    np.testing.assert_allclose(made.scale.grad.numpy(), (upstream * np.where(x < 0, -1, 1)).sum(1) / math.sqrt(6), rtol=1e-4)
+
+
+def test_a_channel_of_zeros_keeps_its_scale_when_it_becomes_binary() -> None:
+    made = FakeQuantize(np.array([0.5, 0.25], np.float32), np.zeros(2), -127, 127, axis=0, batched=False)
+    made.binarize(torch.tensor([[0.0, 0.0], [3.0, -1.0]]))
+    np.testing.assert_array_equal(made.scale.detach().numpy(), [0.5, 2.0])

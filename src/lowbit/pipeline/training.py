@@ -16,22 +16,30 @@ import numpy as np
 from lowbit.compress.evidence import Evidence
 from lowbit.compress.quantize import quantize
 from lowbit.data.dataset import Dataset
-from lowbit.errors import UsageError
+from lowbit.errors import RunError, UsageError
+from lowbit.graph import ir_files
+from lowbit.graph.channels import channels_of
+from lowbit.graph.profiles import target_of
+from lowbit.measure.profile import profile
+from lowbit.measure.race import QUICK, Variant, measurement, race
 from lowbit.pipeline.context import Context
+from lowbit.pipeline.recipes import static
 from lowbit.recipe import Recipe
-from lowbit.types import Array
+from lowbit.train.prune_choose import seconds_of
+from lowbit.types import Array, Tuning
 
 if TYPE_CHECKING:
     from lowbit.train.distill import Kind
     from lowbit.train.pool import Pool
 
-MOST = 4096
-"""Samples that are trained on: they are kept in memory."""
+MOST_BYTES = 512 * 1024 * 1024
+"""Samples that are trained on are kept in memory: at most so many bytes of them."""
 
-SHARE = 0.65
-"""Of a model's arithmetic that pruning leaves: a half faster, where arithmetic is what takes the time."""
+SHARE = 0.62
+"""Of the time of the whole INT8 model that pruning leaves, measured where it will run: a half faster, and a little to spare."""
 
-PRUNING_EPOCHS = 20
+_USUAL = (Tuning(), Tuning(fixed_shape=True))
+"""How a pruned model is timed while it is cut."""
 
 READ = 64
 """Samples read at once."""
@@ -62,14 +70,17 @@ def train_artifact(context: Context, recipe: Recipe, out: Path, evidence: Eviden
     from lowbit.train.twin import Twin
     from lowbit.train.write_back import write_back
 
-    static = replace(recipe, method="static")
+    binary = recipe.weights.dtype == "int1"
+    base = replace(recipe, method="static", weights=replace(recipe.weights, dtype="int8") if binary else recipe.weights)
     start = out.with_name(f"{out.stem}-untrained.onnx")
     if not start.exists():
-        quantize(context.model.path, context.store.prepared, static, start, evidence=evidence, target=target)
+        quantize(context.model.path, context.store.prepared, base, start, evidence=evidence, target=target)
     pool = _pool(context)
     settings = Settings(minutes=max(context.minutes_left(), 0.01), batch=context.fixed_batch or Settings.batch)
     context.reporter.stage(f"Training {recipe.name} on {len(pool):,} samples", settings.epochs + 1)
-    student = Twin(start, recipe=static)
+    student = Twin(start, recipe=base)
+    if binary:  # no file format has one bit: what is written is INT8, of which two levels are used
+        student.regrid_weights(1)
     found = train(
         student,
         Twin(context.store.prepared),
@@ -98,23 +109,79 @@ def prune_artifact(context: Context, recipe: Recipe, out: Path, evidence: Eviden
 
     Raises:
         DataError: too few samples.
+        RunError: what was cut cannot be timed.
         ModelError: no channels can go, or the graph has operators that cannot be trained.
         UsageError: PyTorch is not installed.
     """
     _need_torch(recipe)
-    from lowbit.train.prune import Pruning, shrink
+    from lowbit.train.prune import TRAINING, Pruning, shrink
 
-    pool, settings = _pool(context), Pruning(share=SHARE, rounds=1)
-    training = replace(settings.training, epochs=PRUNING_EPOCHS, minutes=max(context.minutes_left(), 0.01))
+    pool = _pool(context)
+    training = replace(TRAINING, minutes=max(context.minutes_left(), 0.01))
     small = out.with_name(f"{out.stem}-pruned.onnx")
     if not small.exists():
-        context.reporter.stage(f"Pruning, and training what is left on {len(pool):,} samples")
-        made = small.with_suffix(".tmp.onnx")
-        rounds = shrink(context.store.prepared, made, pool, replace(settings, training=training), kind=_kind(context)).rounds
-        made.replace(small)
-        context.reporter.note(f"{rounds[-1].predicted:.0%} of the arithmetic is left. {rounds[-1].trained.summary}")
+        context.reporter.stage(f"Pruning, and training what is left on {len(pool):,} samples", training.epochs + 1)
+        clock = _Clock(context, evidence, target, out.with_name(f"{out.stem}-timing"))
+        found = shrink(
+            context.store.prepared,
+            small,
+            pool,
+            Pruning(share=SHARE, training=training),
+            kind=_kind(context),
+            seconds=clock.seconds(),
+            share_of=clock.share,
+            folder=out.with_name(f"{out.stem}-pruning"),
+            on_epoch=lambda epoch: context.reporter.advance(epoch.number + 1),
+        )
+        last = found.rounds[-1]
+        context.reporter.note(f"{last.measured or last.predicted:.0%} of INT8's time is left. {last.trained.summary}")
     own = Evidence(small, evidence.batches)
     return quantize(context.model.path, small, replace(recipe, method="static"), out, evidence=own, target=target)
+
+
+class _Clock:
+    """Times INT8 models where they will run: what is pruned for is not arithmetic, but time."""
+
+    def __init__(self, context: Context, evidence: Evidence, target: str, folder: Path) -> None:
+        self.context, self.evidence, self.target, self.folder = context, evidence, target, folder
+        self.runtime = next(each for each in context.runtimes if target_of(each.name) == target)
+        self.tuning = next(each for each in reversed(self.runtime.tunings(context.hardware)) if each in _USUAL)
+
+    def seconds(self) -> dict[str, float] | None:
+        """Product -> seconds in the whole model; None where the runtime does not say."""
+        variant = Variant("whole", self.runtime.name, self._integer(self.context.store.prepared, "whole"), self.tuning)
+        batch = self.context.policy.batch[0]
+        try:
+            kernels = profile(variant, self.context.sample(batch), batch=batch)
+        except RunError:
+            return None
+        return seconds_of(kernels, channels_of(ir_files.read(self.context.store.prepared).graph)) or None
+
+    def share(self, model: Path) -> float:
+        """Time of a model that was cut as a share of the whole one's, both INT8: the worst over the asked batch sizes.
+
+        Raises:
+            RunError: one of them does not run.
+        """
+        paths = {"whole": self._integer(self.context.store.prepared, "whole"), "cut": self._integer(model, "cut")}
+        variants = [Variant(name, self.runtime.name, path, self.tuning) for name, path in paths.items()]
+        worst = 0.0
+        for batch in self.context.policy.batch:
+            results = race(variants, self.context.sample(batch), batch=batch, **QUICK)
+            broken = [result.error for result in results.values() if not result.usable]
+            found = None if broken else measurement(results["cut"], results["whole"]).speedup
+            if found is None:
+                raise RunError(f"The pruned model could not be timed: {broken[0] if broken else 'no round was finished.'}")
+            worst = max(worst, 1 / found.value)
+        return worst
+
+    def _integer(self, model: Path, name: str) -> Path:
+        """Plain INT8, made in seconds: how channels are rounded does not change the time that they take."""
+        out = self.folder / f"{name}.onnx"
+        if name == "cut" or not out.exists():
+            own = Evidence(model, self.evidence.batches)
+            quantize(self.context.model.path, model, static("minmax"), out, evidence=own, target=self.target)
+        return out
 
 
 TRAINED: Mapping[str, Callable[[Context, Recipe, Path, Evidence, str], Path]] = {"qat": train_artifact, "prune": prune_artifact}
@@ -136,7 +203,7 @@ def _pool(context: Context) -> Pool:
 
 
 def training_pool(data: Dataset, batch: int, *, labels: bool) -> Pool:
-    """Samples in memory, preprocessed; `MOST` of them, spread evenly, where there are more.
+    """Samples in memory, preprocessed; as many as `MOST_BYTES` hold, spread evenly, where there are more.
 
     Args:
         data: Samples that do not judge.
@@ -150,7 +217,9 @@ def training_pool(data: Dataset, batch: int, *, labels: bool) -> Pool:
 
     if labels and data.labels is None:
         raise UsageError(f"'{data.name}' has no labels to train on.", "Leave --train-labels out: distillation needs none.")
-    rows = np.arange(len(data)) if len(data) <= MOST else np.arange(MOST) * len(data) // MOST
+    one = sum(values.nbytes for values in next(iter(data.subset(np.arange(1)).batches(1))).feeds.values())
+    most = max(MOST_BYTES // max(one, 1), 1)
+    rows = np.arange(len(data)) if len(data) <= most else np.arange(most) * len(data) // most
     batches = [each.feeds for each in data.subset(rows).batches(batch or READ)]
     feeds = {name: _joined([each[name] for each in batches]) for name in batches[0]}
     return Pool(feeds, data.labels[rows] if labels and data.labels is not None else None, images=_are_images(data, feeds))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lowbit.graph.channel_sets import Carried
 from lowbit.train.parts import Compute
 from lowbit.train.twin import Twin
 
@@ -37,12 +38,14 @@ class Distillation:
         kind: Of the outputs.
         hints: Tensors inside the graph, in both twins' names.
         factors: Hint -> factor a channel from the student's scale to the teacher's.
+        kept: Hint -> which of the teacher's channels a pruned student still has; the others are not compared.
         weight: Of all hints together, beside the outputs' 1.
     """
 
     kind: Kind
     hints: Sequence[str] = ()
     factors: Mapping[str, Tensor] | None = None
+    kept: Mapping[str, Carried] | None = None
     weight: float = 1.0
 
     def outputs(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
@@ -55,7 +58,7 @@ class Distillation:
         loss = self.outputs(student, teacher, names)
         if not self.hints:
             return loss
-        inner = [_relative(self._scaled(name, student[name]), teacher[name]) for name in self.hints]
+        inner = [_relative(self._scaled(name, student[name]), self.selected(name, teacher[name])) for name in self.hints]
         return loss + self.weight * torch.stack(inner).mean()
 
     def _output(self, student: Tensor, teacher: Tensor) -> Tensor:
@@ -63,6 +66,12 @@ class Distillation:
             wanted, found = (functional.log_softmax(each.flatten(0, -2), -1) for each in (teacher, student))
             return functional.kl_div(found, wanted, reduction="batchmean", log_target=True)
         return _relative(student, teacher)
+
+    def selected(self, name: str, value: Tensor) -> Tensor:
+        """Of a teacher's tensor the channels that the student has, too."""
+        if self.kept is None or name not in self.kept:
+            return value
+        return value.index_select(self.kept[name].axis, torch.from_numpy(self.kept[name].channels))
 
     def _scaled(self, name: str, value: Tensor) -> Tensor:
         if self.factors is None or name not in self.factors:

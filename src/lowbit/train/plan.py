@@ -199,7 +199,7 @@ class _Planner:
             if found := widths(self.recipe.formats.get(str(use.node.name), "float")):
                 return found[0]
         digits = self.recipe.weights.dtype.rpartition("int")[2]
-        return int(digits) if digits.isdigit() else 8
+        return max(2, int(digits)) if digits.isdigit() else 8  # binary weights are ternary ones that leave out zero
 
     def _constants(self) -> None:
         """Sorts what is left of the constants into those that are trained and those that stay."""

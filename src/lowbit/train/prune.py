@@ -2,18 +2,20 @@
 
     shrunk = shrink(prepared, out, pool, Pruning(share=0.5), seconds=seconds_of_products, share_of=measured_int8_latency)
 
-What comes out is an ordinary FP32 model with fewer channels, to be quantized like any other. Where the answers are scores of classes,
-importance is the Fisher information of a gate on each set of coupled channels: half of it is, to second order, by how much the answers'
-distribution changes (Kullback-Leibler) when the gate closes (optimal brain damage: LeCun et al. 1990; for channels: Theis et al. 2018,
-arXiv 1801.05787; Molchanov et al. 2019, arXiv 1906.10771). The gradient of the distillation loss itself is no use: it is zero where
-the student still is its teacher.
+What comes out is an ordinary FP32 model with fewer channels, to be quantized like any other. Which channels go is a matter of what they
+are worth (train/importance.py) and of the time that they take (train/prune_choose.py); what is left is fitted to what the whole model
+computes (train/repair.py), and then trained to answer as it does (train/qat.py), inner tensors included: of the teacher's channels
+those that the student still has.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,16 +26,22 @@ from lowbit.errors import ModelError, UsageError
 from lowbit.graph import ir_files
 from lowbit.graph.channel_sets import Channels
 from lowbit.graph.channels import channels_of, prune
-from lowbit.train.distill import Distillation, Kind
+from lowbit.train.checkpoint import Epoch
+from lowbit.train.distill import Kind
+from lowbit.train.importance import importance
 from lowbit.train.pool import Pool
 from lowbit.train.prune_choose import BLOCK, choose, cost, rates
 from lowbit.train.qat import Settings, Trained, train
+from lowbit.train.repair import repair
 from lowbit.train.twin import Twin
 from lowbit.train.write_back import write_back
 from lowbit.types import Array
 
 TRIES = 4
 """Cuts of a round whose latency is measured, each deeper than the one before."""
+
+TRAINING = Settings(epochs=12, minutes=10.0, batch=64, weight_rate=0.3, held_out=0.05, half=True)
+"""Of a round: all weights have to find a new place, so they move faster than those that only round otherwise."""
 
 ShareOf = Callable[[Path], float]
 """A pruned FP32 model -> what will ship of it, measured: its time as a share of that of the whole model."""
@@ -48,19 +56,22 @@ class Pruning:
         rounds: Cuts, each followed by training; the time falls by the same factor in each.
         block: Widths come down to multiples of it.
         least: Share of a set of channels that stays in any case.
-        samples: Images that importance is found on.
+        samples: Images that importance is found on, and to which what is left is fitted before training.
+        agreement: Share of the samples held out whose class must be the whole model's after a round; a later round that falls below is
+            taken back, and ends pruning. (Where outputs are no scores of classes, all rounds stay.)
         training: Of each round.
     """
 
     share: float = 0.5
-    rounds: int = 2
+    rounds: int = 1
     block: int = BLOCK
     least: float = 0.25
-    samples: int = 512
-    training: Settings = field(default_factory=lambda: Settings(epochs=4, minutes=4.0, weight_rate=0.3))
+    samples: int = 1024
+    agreement: float = 0.95
+    training: Settings = field(default_factory=lambda: TRAINING)
 
     def __post_init__(self) -> None:
-        for name in ("share", "least"):
+        for name in ("share", "least", "agreement"):
             if not 0 < getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}.", "Give a share between 0 and 1, e.g. 0.5.")
         for name in ("rounds", "block", "samples"):
@@ -76,69 +87,32 @@ class Round:
         widths: Set of channels -> how many are left.
         predicted: Time left, as a share of the whole model's, by the model of costs.
         measured: The same by measuring; None where nothing measures.
+        repaired: Product -> relative squared error before and after what is left was fitted to the whole model (`repair`).
+        agreement: Share of the samples held out whose class is the whole model's; None where outputs are no scores of classes.
         trained: How training went.
     """
 
     widths: Mapping[str, int]
     predicted: float
     measured: float | None
+    repaired: Mapping[str, tuple[float, float]]
+    agreement: float | None
     trained: Trained
 
 
 @dataclass(frozen=True)
 class Shrunk:
-    """The pruned model and how it came about."""
+    """The pruned model and how it came about.
+
+    Attributes:
+        path: The model.
+        rounds: That it has gone through.
+        taken_back: The round after them, if its answers were too different.
+    """
 
     path: Path
     rounds: tuple[Round, ...]
-
-
-def importance(twin: Twin, pool: Pool, found: Channels, *, kind: Kind = "classes", batch: int = 32, seed: int = 0) -> dict[str, Array]:
-    """By how much the answers change when a channel goes, to second order.
-
-    Args:
-        twin: Of the FP32 model.
-        pool: Samples; labels are not used.
-        found: Channels of the model.
-        kind: What the outputs are: for "values" it is the squared change over the outputs' power.
-        batch: Samples at once.
-        seed: Of the answers that are drawn.
-
-    Returns:
-        Set -> [C], mean over samples, all at least zero.
-    """
-    counted = np.unique(np.concatenate([each.channels for each in found.sets])) if found.sets else np.zeros(0, int)
-    makers = [work.output for work in found.work if work.mixes and np.isin(work.made, counted).any()]
-    total, random = torch.zeros(found.count, dtype=torch.float64), torch.Generator().manual_seed(seed)
-    for feeds, _ in pool.batches(batch):
-        values = twin(feeds, makers)
-        asked = sum(_asked(values[name], kind, random) for name in twin.plan.outputs)
-        gradients = torch.autograd.grad(asked, [values[name] for name in makers], allow_unused=True)  # type: ignore[arg-type]
-        felt = torch.zeros(len(next(iter(feeds.values()))), found.count)
-        for name, gradient in zip(makers, gradients, strict=True):
-            if gradient is not None:
-                carried = found.carried[name]
-                felt.index_add_(1, torch.from_numpy(carried.channels), _by_channel(values[name].detach() * gradient, carried.axis))
-        total += (felt.double() ** 2).sum(0)
-    mean = (total / (2 * len(pool))).numpy()
-    return {each.name: mean[each.channels] for each in found.sets}
-
-
-def _asked(output: Tensor, kind: Kind, random: torch.Generator) -> Tensor:
-    """A scalar whose squared gradient is, on average over draws, the curvature of the loss, summed over samples."""
-    if kind == "classes" and output.ndim > 1 and output.shape[-1] > 1:
-        scores = torch.log_softmax(output.flatten(0, -2), -1)
-        drawn = torch.multinomial(scores.detach().exp(), 1, generator=random)
-        return -scores.gather(1, drawn).sum()
-    noise = torch.randn(output.shape, generator=random)
-    power = (output.detach() ** 2).flatten(1).sum(1).mean().clamp_min(1e-12) if output.ndim > 1 else (output.detach() ** 2).mean()
-    return (output * noise).sum() * (2 / power).sqrt()
-
-
-def _by_channel(value: Tensor, axis: int) -> Tensor:
-    """[N, ...] -> [N, C], summed over all else."""
-    moved = value.movedim(axis, 1)
-    return moved.flatten(2).sum(2) if moved.ndim > 2 else moved
+    taken_back: Round | None = None
 
 
 def shrink(
@@ -150,9 +124,11 @@ def shrink(
     kind: Kind = "classes",
     seconds: Mapping[str, float] | None = None,
     share_of: ShareOf | None = None,
+    folder: Path | None = None,
     on_round: Callable[[Round], None] | None = None,
+    on_epoch: Callable[[Epoch], None] | None = None,
 ) -> Shrunk:
-    """Prunes a model round by round, each time trained by distillation from the whole model.
+    """Prunes a model round by round; each time what is left is fitted to the whole model, then trained by distillation from it.
 
     Args:
         source: A prepared FP32 model; not changed.
@@ -162,79 +138,161 @@ def shrink(
         kind: What the outputs are.
         seconds: Product -> time (`prune_choose.seconds_of`): where time is to be had. None means by multiplications.
         share_of: Measures what a cut has saved; cuts are deepened until that is enough. None means the model of costs is believed.
+        folder: Keeps cuts and checkpoints: the same call goes on where a former one was stopped. None keeps nothing.
         on_round: Told of every round.
+        on_epoch: Told of every epoch of training.
 
     Raises:
         ModelError: nothing can be pruned, or the model has operators that the twin does not know.
-        DataError: too few samples.
+        DataError: too few samples, or a checkpoint that cannot be read.
     """
     settings = settings or Pruning()
     out.parent.mkdir(parents=True, exist_ok=True)
-    run = _Run(source, out, pool, settings, kind, seconds, share_of)
-    rounds = []
-    for number in range(1, settings.rounds + 1):
-        rounds.append(run.round(settings.share ** (number / settings.rounds)))
-        if on_round is not None:
-            on_round(rounds[-1])
-    return Shrunk(out, tuple(rounds))
+    with tempfile.TemporaryDirectory(dir=out.parent) as temporary:
+        run = _Run(source, pool, settings, kind, seconds, share_of, folder or Path(temporary), on_epoch)
+        run.work.mkdir(parents=True, exist_ok=True)
+        rounds: list[Round] = []
+        taken_back, good = None, run.current
+        for number in range(1, settings.rounds + 1):
+            made = run.round(number)
+            if on_round is not None:
+                on_round(made)
+            if rounds and made.agreement is not None and made.agreement < settings.agreement:
+                taken_back = made
+                break
+            rounds, good = [*rounds, made], run.current
+        shutil.copyfile(good, unfinished := out.with_name(f".{out.name}.tmp"))
+        unfinished.replace(out)
+    return Shrunk(out, tuple(rounds), taken_back)
 
 
 class _Run:
-    """One pruning from the whole model to the last round; `current` is the model as it is."""
+    """One pruning from the whole model to the last round; `current` is the model as it is, `kept` where its channels were at first."""
 
     def __init__(
         self,
         source: Path,
-        out: Path,
         pool: Pool,
         settings: Pruning,
         kind: Kind,
         seconds: Mapping[str, float] | None,
         share_of: ShareOf | None,
+        work: Path,
+        on_epoch: Callable[[Epoch], None] | None,
     ) -> None:
-        self.current, self.out, self.pool, self.settings, self.kind = source, out, pool, settings, kind
+        self.current, self.pool, self.settings, self.kind = source, pool, settings, kind
         whole = channels_of(ir_files.read(source).graph)
         if not whole.sets:
             raise ModelError(f"'{source.name}' has no channels that can be pruned.", "Quantize it without pruning.")
         self.rates = rates(whole, seconds, settings.block)
         self.whole = cost(whole, np.ones(whole.count, bool), self.rates, settings.block)
-        self.teacher, self.share_of = Twin(source), share_of
+        self.kept = {name: replace(each, channels=np.arange(len(each.channels))) for name, each in whole.carried.items()}
+        self.teacher, self.share_of, self.work, self.on_epoch = Twin(source), share_of, work, on_epoch
+        self.key = _key(source, settings, kind)
 
-    def round(self, share: float) -> Round:
-        """Cuts down to a share of the whole model's time, and trains."""
+    def round(self, number: int) -> Round:
+        """Cuts down to a share of the whole model's time, fits what is left, and trains."""
+        start, told = self.work / f"round-{number}.onnx", self.work / f"round-{number}.json"
+        cut = Cut.load(told, self.key) if start.exists() else None
+        if cut is None:
+            told.unlink(missing_ok=True)
+            cut = self._cut(start, self.settings.share ** (number / self.settings.rounds))
+            cut.save(told, self.key)
+        self.kept = {name: replace(each, channels=np.array(cut.kept[name], int)) for name, each in self.kept.items()}
+        student = Twin(start)
+        trained = train(
+            student,
+            self.teacher,
+            self.pool,
+            self.settings.training,
+            kind=self.kind,
+            kept=self.kept,
+            checkpoint=start.with_suffix(".pt"),
+            on_epoch=self.on_epoch,
+        )
+        self.current = self.work / f"trained-{number}.onnx"
+        write_back(student, start, self.current)
+        after = channels_of(ir_files.read(self.current).graph)
+        widths = {each.name: len(each.channels) for each in after.sets}
+        return Round(widths, cut.predicted, cut.measured, cut.repaired, self._agreement(student), trained)
+
+    @torch.no_grad()
+    def _agreement(self, student: Twin) -> float | None:
+        """Over the samples that judge training, and all outputs."""
+        _, judging = self.pool.held_out(self.settings.training.held_out, self.settings.training.seed)
+        same: list[Tensor] = []
+        for feeds, _ in judging.batches(self.settings.training.batch):
+            ours, theirs = student(feeds), self.teacher(feeds)
+            same += [(ours[name].argmax(-1) == theirs[name].argmax(-1)).flatten() for name in ours if ours[name].ndim > 1]
+        return float(torch.cat(same).float().mean()) if same and self.kind == "classes" else None
+
+    def _cut(self, out: Path, share: float) -> Cut:
+        """Writes a model with fewer channels, fitted to the whole one."""
         found = channels_of(ir_files.read(self.current).graph)
         some = self.pool.take(_spread(len(self.pool), self.settings.samples))
         worth = importance(Twin(self.current), some, found, kind=self.kind, seed=self.settings.training.seed)
-        with tempfile.TemporaryDirectory(dir=self.out.parent) as folder:
-            cut = Path(folder) / "cut.onnx"
-            predicted, measured = self._cut(cut, found, worth, share)
-            student = Twin(cut)
-            loss = self._loss(list(student.plan.outputs))
-            trained = train(student, self.teacher, self.pool, self.settings.training, kind=self.kind, loss=loss)
-            write_back(student, cut, self.out)
-        self.current = self.out
-        after = channels_of(ir_files.read(self.out).graph)
-        return Round({each.name: len(each.channels) for each in after.sets}, predicted, measured, trained)
+        plain = out.with_name(f"cut-{out.name}")
+        stays, predicted, measured = self._deep_enough(plain, found, worth, share)
+        kept = {name: self.kept[name].channels[stays[each.channels]] for name, each in found.carried.items()}
+        student = Twin(plain)
+        repaired = repair(student, self.teacher, some, {name: replace(self.kept[name], channels=kept[name]) for name in kept})
+        write_back(student, plain, out)
+        return Cut(predicted, measured, {name: channels.tolist() for name, channels in kept.items()}, repaired)
 
-    def _cut(self, out: Path, found: Channels, worth: Mapping[str, Array], share: float) -> tuple[float, float | None]:
-        """Writes the cut; share of time left by the model of costs, and measured."""
+    def _deep_enough(self, out: Path, found: Channels, worth: Mapping[str, Array], share: float) -> tuple[Array, float, float | None]:
+        """Writes the cut; what stays, and the share of time left by the model of costs and measured."""
         budget, predicted, measured = share, 1.0, None
+        stays = np.ones(found.count, bool)
         for _ in range(TRIES):
             chosen = choose(found, worth, self.rates, budget * self.whole, block=self.settings.block, least=self.settings.least)
             model = ir_files.read(self.current)
             prune(model, chosen)
             ir_files.write(model, out)
-            predicted = cost(found, found.kept(chosen), self.rates, self.settings.block) / self.whole
+            stays = found.kept(chosen)
+            predicted = cost(found, stays, self.rates, self.settings.block) / self.whole
             measured = None if self.share_of is None else self.share_of(out)
             if measured is None or measured <= share or predicted > budget:  # enough, or nothing more may go
                 break
             budget = predicted * max(share / measured, 0.5)
-        return predicted, measured
+        return stays, predicted, measured
 
-    def _loss(self, names: Sequence[str]) -> Callable[[Mapping[str, Tensor], Mapping[str, Tensor], Tensor | None], Tensor]:
-        """The outputs alone: tensors inside have other widths than the teacher's."""
-        distillation = Distillation(self.kind)
-        return lambda found, wanted, _: distillation.outputs(found, wanted, names)
+
+@dataclass(frozen=True)
+class Cut:
+    """What a cut has left, in JSON beside its model.
+
+    Attributes:
+        predicted: As in `Round`.
+        measured: Likewise.
+        kept: Tensor -> where its channels are among the whole model's.
+        repaired: As in `Round`.
+    """
+
+    predicted: float
+    measured: float | None
+    kept: Mapping[str, list[int]]
+    repaired: Mapping[str, tuple[float, float]]
+
+    def save(self, path: Path, key: str) -> None:
+        """Written last: where it is, the model beside it is whole."""
+        unfinished = path.with_name(f".{path.name}.tmp")
+        unfinished.write_text(json.dumps({"key": key, **asdict(self)}))
+        unfinished.replace(path)
+
+    @classmethod
+    def load(cls, path: Path, key: str) -> Cut | None:
+        """What was saved; None where there is nothing whole, or where it belongs to another pruning."""
+        try:
+            found = json.loads(path.read_text())
+            return cls(**found) if found.pop("key") == key else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+
+def _key(source: Path, settings: Pruning, kind: Kind) -> str:
+    """Of what is pruned and how deep: another key means another cut."""
+    said = f"{settings.share} {settings.rounds} {settings.block} {settings.least} {settings.samples} {settings.training.seed} {kind}"
+    return hashlib.sha256(source.read_bytes() + said.encode()).hexdigest()
 
 
 def _spread(count: int, wanted: int) -> Array:

@@ -100,12 +100,13 @@ class Twin(nn.Module):
         assert isinstance(found, FakeQuantize)
         return found
 
-    def forward(self, feeds: Mapping[str, Tensor], watch: Sequence[str] = ()) -> dict[str, Tensor]:
+    def forward(self, feeds: Mapping[str, Tensor], watch: Sequence[str] = (), *, outputs: bool = True) -> dict[str, Tensor]:
         """Runs the graph.
 
         Args:
             feeds: Input name -> [N, ...].
             watch: Tensors inside the graph to return as well; rounded ones come in real units.
+            outputs: The graph's outputs are wanted; without them it runs no further than what is watched.
 
         Returns:
             Outputs and watched tensors by name.
@@ -115,12 +116,14 @@ class Twin(nn.Module):
             UsageError: a watched tensor that there is none of.
             ModelError: an operator failed: the feeds do not fit the model, or memory ran out.
         """
-        wanted = {**self.plan.outputs, **{name: self._watched(name) for name in watch}}
+        wanted = {**(self.plan.outputs if outputs else {}), **{name: self._watched(name) for name in watch}}
         if missing := [name for name in self.plan.inputs if name not in feeds]:
             raise DataError(f"The model's inputs {', '.join(missing)} are not fed.", f"It takes {', '.join(self.plan.inputs)}.")
         kept = set(wanted.values())
         values = self._held() | {name: feeds[name] for name in self.plan.inputs}
         for step, done in zip(self.plan.steps, self._last, strict=True):
+            if kept <= values.keys():
+                break
             self._run(step, values)
             for name in done:
                 if name not in kept:
@@ -156,7 +159,7 @@ class Twin(nn.Module):
         """Puts stored weights on grids of fewer bits, which span the weights' min-max; the file's integers hold them all the same.
 
         Args:
-            bits: From 2 (with zero in the middle: ternary) to what the file stores.
+            bits: From 1 (binary: -1 and +1 times the mean size) and 2 (with zero in the middle: ternary) to what the file stores.
             keys: Of `plan.stored`; None means all.
 
         Raises:
@@ -168,6 +171,9 @@ class Twin(nn.Module):
                 raise unknown("stored weight", key, weights)
             stored, made = weights[key], self.quantizer(key)
             signed, symmetric = stored.stored_as[0] < 0, stored.stored_as[0] < 0 and not bool(made.zero_point.any())
+            if bits == 1 and symmetric and stored.block is None:
+                made.binarize(self.weight(stored.tensor))
+                continue
             dtype = f"{'' if signed else 'u'}int{bits}"
             low, high = levels(dtype, symmetric)
             if low < stored.stored_as[0] or high > stored.stored_as[1]:
