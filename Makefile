@@ -5,7 +5,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test lint bench full docs clean
+MINUTES ?= 30
+
+.PHONY: demo test lint bench soak full clients docs clean
 
 demo: $(VENV)/.all  ## optimize the built-in model on the built-in images
 	$(BIN)/lowbit demo --out build/demo
@@ -21,10 +23,15 @@ lint: $(VENV)/.dev  ## style and types
 bench: $(VENV)/.dev  ## the claims in benchmarks/, about ten minutes
 	$(BIN)/python benchmarks/calibration.py
 
+soak: $(VENV)/.dev  ## mixed load on a server for MINUTES, with all that may happen to it
+	$(BIN)/python benchmarks/soak.py --minutes $(MINUTES)
+
 docs: $(VENV)/.dev  ## regenerate the reference pages
 	$(BIN)/python docs/reference/generate.py
 
-full: $(VENV)/.train  ## also what trains and exports models: PyTorch, transformers
+full: $(VENV)/.train clients  ## also what trains and exports models (PyTorch, transformers), and clients that tests talk to servers with
+
+clients: .venv-clients/.done
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -43,5 +50,11 @@ $(VENV)/.train: $(VENV)/.dev
 	$(PIP) --editable '.[train]'
 	touch $@
 
+# tritonclient wants another protobuf than we: an environment of its own.
+.venv-clients/.done: tests/serving/clients.txt
+	$(PYTHON) -m venv .venv-clients
+	.venv-clients/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/serving/clients.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-clients build .mypy_cache .pytest_cache .ruff_cache

@@ -24,6 +24,7 @@ ROOMS = (
     "cli",
     "serving",
     "pipeline",
+    "export",
     "bundle",
     "train",
     "compress",

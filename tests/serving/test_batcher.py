@@ -204,3 +204,177 @@ def test_nothing_is_lost_or_swapped_among_many() -> None:
         assert len(runtime.batches) < 400
 
     run(work, workers=2, max_queue=10_000)
+
+
+def test_a_full_batch_does_not_wait_behind_the_window_of_another_shape() -> None:
+    async def work(batcher: Batcher, runtime: Doubler) -> None:
+        lonely = asyncio.ensure_future(batcher.submit(feeds(1, width=3)))
+        await asyncio.sleep(0.01)
+        start = time.perf_counter()
+        await asyncio.gather(*(batcher.submit(feeds(value)) for value in (2, 3)))
+        assert runtime.batches == [[2, 3]]
+        assert time.perf_counter() - start < 1.5
+        await lonely
+        assert runtime.batches[1:] == [[1]]
+
+    run(work, max_batch=2, window_s=2.0)
+
+
+def test_no_shape_starves_while_another_is_asked_for_all_the_time() -> None:
+    async def work(batcher: Batcher, runtime: Doubler) -> None:
+        stop = asyncio.Event()
+
+        async def crowd() -> None:
+            while not stop.is_set():
+                await batcher.submit(feeds(1))
+
+        clients = [asyncio.ensure_future(crowd()) for _ in range(8)]
+        await asyncio.sleep(0.02)
+        before = len(runtime.batches)
+        await asyncio.wait_for(batcher.submit(feeds(2, width=3)), 2)
+        assert runtime.batches.index([2]) - before <= 8
+        stop.set()
+        await asyncio.gather(*clients)
+
+    run(work, max_batch=2)
+
+
+def test_a_client_that_goes_while_its_batch_runs_leaves_the_others_their_answers() -> None:
+    async def work(batcher: Batcher, runtime: Doubler) -> None:
+        runtime.gate.clear()
+        first = asyncio.ensure_future(batcher.submit(feeds(0)))
+        await asyncio.sleep(0.02)
+        gone, stays = (asyncio.ensure_future(batcher.submit(feeds(value))) for value in (1, 2))
+        await asyncio.sleep(0.02)
+        runtime.gate.set()
+        await first
+        runtime.gate.clear()
+        await asyncio.sleep(0)
+        gone.cancel()
+        runtime.gate.set()
+        assert (await stays).outputs["y"].tolist() == [[4, 4]]
+        with pytest.raises(asyncio.CancelledError):
+            await gone
+        await batcher.drained()
+        assert (batcher.waiting, batcher.running) == (0, 0)
+
+    run(work)
+
+
+def test_many_clients_that_come_and_go_leave_nothing_behind() -> None:
+    async def work(batcher: Batcher, runtime: Doubler) -> None:  # noqa: ARG001
+        rng = np.random.default_rng(0)
+
+        async def one(value: int) -> str:
+            patience, rows = float(rng.exponential(0.004)), 1 + value % 3
+            try:
+                async with asyncio.timeout(patience if value % 2 else None):
+                    deadline = asyncio.get_running_loop().time() + (patience if value % 5 == 0 else 10)
+                    answer = await batcher.submit(feeds(*[value] * rows, width=1 + value % 2), deadline=deadline)
+            except (TimeoutError, TooLate, Unavailable) as error:
+                return type(error).__name__
+            assert answer.outputs["y"].tolist() == [[2 * value] * (1 + value % 2)] * rows
+            return "right"
+
+        found: list[str] = []
+        for start in range(0, 600, 100):
+            found += await asyncio.gather(*(one(value) for value in range(start, start + 100)))
+        await asyncio.wait_for(batcher.drained(), 5)
+        assert (batcher.waiting, batcher.running, batcher._inside) == (0, 0, 0)
+        assert found.count("right") > 100
+        assert len(set(found)) > 1
+
+    run(work, workers=2, max_queue=60)
+
+
+def test_an_observer_that_fails_costs_nobody_an_answer() -> None:
+    async def main() -> None:
+        def broken(rows: int) -> None:
+            raise RuntimeError(f"{rows}")
+
+        batcher = Batcher(Doubler(), Batching(), on_batch=broken)
+        errors: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context["exception"]))
+        try:
+            for value in (1, 2):
+                answer = await asyncio.wait_for(batcher.submit(feeds(value)), 5)
+                assert answer.outputs["y"].tolist() == [[2 * value] * 2]
+        finally:
+            batcher.close()
+
+    asyncio.run(main())
+
+
+def test_what_could_only_wait_in_vain_is_refused_at_once() -> None:
+    async def work(batcher: Batcher, runtime: Doubler) -> None:
+        clock = asyncio.get_running_loop().time
+        runtime.gate.clear()
+        slow = asyncio.ensure_future(batcher.submit(feeds(0)))
+        await asyncio.sleep(0.3)
+        runtime.gate.set()
+        await slow  # a row takes 0.3 s, as far as is known
+        runtime.gate.clear()
+        waiting = [asyncio.ensure_future(batcher.submit(feeds(value))) for value in (1, 2, 3)]
+        await asyncio.sleep(0.02)
+        with pytest.raises(Unavailable, match="ms are left") as refused:
+            await batcher.submit(feeds(4), deadline=clock() + 0.5)
+        assert refused.value.retry_after_s
+        patient = asyncio.ensure_future(batcher.submit(feeds(5), deadline=clock() + 30))
+        await asyncio.sleep(0.02)
+        runtime.gate.set()
+        assert (await patient).outputs["y"].tolist() == [[10, 10]]
+        await asyncio.gather(*waiting)
+
+    run(work, max_batch=1)
+
+
+def test_a_closed_batcher_says_that_it_is_stopping_and_closes_twice() -> None:
+    async def work(batcher: Batcher, runtime: Doubler) -> None:  # noqa: ARG001
+        batcher.close()
+        batcher.close()
+        with pytest.raises(Unavailable, match="stopping"):
+            await batcher.submit(feeds(1))
+        await asyncio.wait_for(batcher.drained(), 1)
+
+    run(work)
+
+
+def test_drained_waits_for_what_runs_even_when_closed() -> None:
+    async def work(batcher: Batcher, runtime: Doubler) -> None:
+        runtime.gate.clear()
+        first = asyncio.ensure_future(batcher.submit(feeds(1)))
+        await asyncio.sleep(0.02)
+        batcher.close()
+        waiting = asyncio.ensure_future(batcher.drained())
+        await asyncio.sleep(0.02)
+        assert not waiting.done()
+        runtime.gate.set()
+        await asyncio.wait_for(waiting, 2)
+        assert (await first).outputs["y"].tolist() == [[2, 2]]
+
+    run(work)
+
+
+def test_what_would_come_too_late_is_not_run_while_others_wait() -> None:
+    async def work(batcher: Batcher, runtime: Doubler) -> None:
+        clock = asyncio.get_running_loop().time
+        runtime.gate.clear()
+        slow = asyncio.ensure_future(batcher.submit(feeds(0)))
+        await asyncio.sleep(0.4)
+        runtime.gate.set()
+        await slow  # a row takes 0.4 s, as far as is known
+        runtime.gate.clear()
+        busy = asyncio.ensure_future(batcher.submit(feeds(1)))
+        await asyncio.sleep(0.02)
+        late = asyncio.ensure_future(batcher.submit(feeds(2), deadline=clock() + 0.5))
+        patient = asyncio.ensure_future(batcher.submit(feeds(3)))
+        await asyncio.sleep(0.2)
+        runtime.gate.set()
+        with pytest.raises(TooLate, match="in the queue"):
+            await late
+        await asyncio.gather(busy, patient)
+        assert runtime.batches == [[0], [1], [3]]
+        hopeful = await batcher.submit(feeds(4), deadline=clock() + 0.3)  # alone it is tried, whatever is expected
+        assert hopeful.outputs["y"].tolist() == [[8, 8]]
+
+    run(work)

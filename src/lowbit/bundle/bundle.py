@@ -110,6 +110,14 @@ class Bundle:
         tuning = tuning_for(entry, batch) if own and engine.name == entry.runtime else Tuning()
         return BundleSession(engine.open(artifact, tuning, batch), engine.name, tuning, steps, preprocess)
 
+    def artifact(self, candidate: str | None = None) -> Path:
+        """The file of a candidate; of what ships if None.
+
+        Raises:
+            UsageError: no such candidate, or its artifact was pruned.
+        """
+        return self._artifact(self._entry(candidate))
+
     def _entry(self, candidate: str | None) -> CandidateEntry:
         ids = {entry.id: entry for entry in (self.manifest.baseline, *self.manifest.candidates)}
         name = candidate or self.manifest.decision.chosen

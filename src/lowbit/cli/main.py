@@ -20,6 +20,8 @@ COMMANDS = {
     "qat": "Train what integers lose back, without labels or training code.",
     "bench": "Time models against each other, each alone in its process.",
     "serve": "Serve bundles over the Open Inference Protocol.",
+    "loadtest": "Load a server as its users would, and find what it holds.",
+    "export": "Write a bundle for another server: Triton or KServe.",
     "report": "Write a bundle's report again, or open it.",
     "doctor": "Say what this machine can run, and what is missing.",
     "demo": "Optimize the built-in model on the built-in images, offline.",

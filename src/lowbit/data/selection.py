@@ -127,7 +127,7 @@ def nearest_distance(points: Array, references: Array, width: int = 4096) -> Arr
 def cluster(points: Array, n: int, seed: int) -> tuple[Array, Array]:
     """k-means: the number of each point's cluster [N], and the centres [at most n, K]; on one thread, so that sums have one order."""
     from sklearn.cluster import KMeans, MiniBatchKMeans
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # of scikit-learn
+    from threadpoolctl import threadpool_limits
 
     kind, extra = (MiniBatchKMeans, {"batch_size": 4096}) if len(points) > _LARGE else (KMeans, {})
     n = min(n, len(np.unique(points, axis=0)))  # points that coincide are one

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lowbit.bundle.bundle import Bundle
+from lowbit.bundle.manifest import FILE_NAME
 from lowbit.errors import UsageError, unknown
 from lowbit.serving.batcher import Batcher, Batching
+from lowbit.serving.certainty import ClassReader, reader_for
+from lowbit.serving.ragged import ragged_for
 from lowbit.serving.sessions import Sessions, open_sessions
 from lowbit.types import TensorInfo
+
+OnBatch = Callable[[str, str, str], Callable[[int], None]]
+"""(model, version, variant's id) -> what is told the rows of each of its batches."""
 
 CHOSEN, FULL = "chosen", "full"
 """Words for the candidate that ships and for the source model in its own precision; where they are one, both name it."""
@@ -58,6 +65,32 @@ class Variant:
         self.sessions.close()
 
 
+class Inside:
+    """Counts the requests within a deployment, so that it is freed behind the last one."""
+
+    def __init__(self) -> None:
+        """Nobody is there yet."""
+        self.count = 0
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    def enter(self) -> None:
+        """A request comes."""
+        self.count += 1
+        if self.count == 1:
+            self._empty.clear()
+
+    def leave(self) -> None:
+        """It has its answer."""
+        self.count -= 1
+        if not self.count:
+            self._empty.set()
+
+    async def empty(self) -> None:
+        """Waits until nobody is there."""
+        await self._empty.wait()
+
+
 @dataclass(frozen=True)
 class Deployment:
     """One version of one model, ready to answer.
@@ -67,12 +100,16 @@ class Deployment:
         version: The first twelve digits of the manifest's SHA-256: other evidence is another version.
         bundle: It comes from.
         variants: By role; `CHOSEN` always, and `FULL` where it is another one and was asked for.
+        reader: Of its answers' certainties; None where they are no classes.
+        inside: Its requests.
     """
 
     name: str
     version: str
     bundle: Bundle
     variants: Mapping[str, Variant]
+    reader: ClassReader | None = None
+    inside: Inside = field(default_factory=Inside, compare=False, repr=False)
 
     @property
     def inputs(self) -> tuple[TensorInfo, ...]:
@@ -93,7 +130,8 @@ class Deployment:
         return next((variant for variant in self.variants.values() if variant.id == name), None)
 
     async def drained(self) -> None:
-        """Waits until no variant has anything queued or running."""
+        """Waits until no request is inside, and no variant has anything queued or running."""
+        await self.inside.empty()
         for variant in self.variants.values():
             await variant.batcher.drained()
 
@@ -109,7 +147,8 @@ def load(
     name: str | None = None,
     roles: tuple[str, ...] = (CHOSEN, FULL),
     limits: Limits = Limits(),
-    on_batch: Callable[[str, int], None] | None = None,
+    on_batch: OnBatch | None = None,
+    opener: Callable[[Bundle, str], Sessions] = open_sessions,
 ) -> Deployment:
     """Loads a bundle's variants.
 
@@ -118,7 +157,8 @@ def load(
         name: Of the model; the folder's name if None.
         roles: `CHOSEN`, `FULL` or ids of candidates.
         limits: On what waits.
-        on_batch: Told the role and the rows of every batch that ran.
+        on_batch: Gives who is told of a variant's batches.
+        opener: Opens a candidate's sessions, here or elsewhere.
 
     Raises:
         UsageError: no bundle, no such candidate, or the artifact of one is not there.
@@ -128,16 +168,22 @@ def load(
     name = name or folder.resolve().name
     if not all(char.isalnum() or char in "-_." for char in name):
         raise UsageError(f"'{name}' cannot be part of an address.", "Use letters, digits, '-', '_' and '.': --name NAME.")
+    version = version_of(folder)
     variants: dict[str, Variant] = {}
     try:
         for role, candidate in _candidates(bundle, roles).items():
-            variants[role] = _variant(bundle, role, candidate, limits, on_batch)
+            told = on_batch(name, version, candidate) if on_batch else None
+            variants[role] = _variant(bundle, role, candidate, opener(bundle, candidate), limits, told)
     except BaseException:
         for variant in variants.values():
             variant.close()
         raise
-    version = hashlib.sha256((folder / "bundle.json").read_bytes()).hexdigest()[:12]
-    return Deployment(name, version, bundle, variants)
+    return Deployment(name, version, bundle, variants, reader_for(bundle, variants[CHOSEN].sessions.outputs))
+
+
+def version_of(folder: Path) -> str:
+    """See `Deployment.version`."""
+    return hashlib.sha256((folder / FILE_NAME).read_bytes()).hexdigest()[:12]
 
 
 def _candidates(bundle: Bundle, roles: tuple[str, ...]) -> dict[str, str]:
@@ -154,10 +200,17 @@ def _candidates(bundle: Bundle, roles: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-def _variant(bundle: Bundle, role: str, candidate: str, limits: Limits, on_batch: Callable[[str, int], None] | None) -> Variant:
+def _variant(
+    bundle: Bundle, role: str, candidate: str, sessions: Sessions, limits: Limits, on_batch: Callable[[int], None] | None
+) -> Variant:
     entry = bundle.manifest.entry(candidate)
-    sessions = open_sessions(bundle, candidate)
     most = 1 if sessions.batch == 1 else (limits.max_batch or sessions.batch)
     batching = Batching(most, limits.window_s, limits.max_queue, sessions.workers)
-    tell = None if on_batch is None else (lambda rows: on_batch(role, rows))
-    return Variant(candidate, role, entry.precision, entry.runtime, sessions, Batcher(sessions.run, batching, on_batch=tell))
+    padding = ragged_for(sessions.run, sessions.inputs, _pad_id(bundle)) if most > 1 else None
+    batcher = Batcher(sessions.run, batching, on_batch=on_batch, padding=padding)
+    return Variant(candidate, role, entry.precision, entry.runtime, sessions, batcher)
+
+
+def _pad_id(bundle: Bundle) -> int:
+    steps = bundle.preprocess
+    return 0 if steps is None or steps.text is None else steps.text.pad_id

@@ -4,14 +4,20 @@
     ├── Malformed       400  INVALID_ARGUMENT     names, shapes, types or sizes are wrong
     ├── Unauthorized    401  UNAUTHENTICATED      no key, or the wrong one
     ├── NotServed       404  NOT_FOUND            no such model, version or variant
+    ├── WrongMethod     405  UNIMPLEMENTED        the address takes other methods
+    ├── TooSlow         408  DEADLINE_EXCEEDED    the request did not come whole in time
     ├── TooLarge        413  RESOURCE_EXHAUSTED   the body is over the limit
+    ├── WrongKind       415  INVALID_ARGUMENT     a body of another kind than the model takes
     ├── Unavailable     503  UNAVAILABLE          queue full, draining or not ready: try again, here or elsewhere
-    └── TooLate         504  DEADLINE_EXCEEDED    the deadline passed before there was an answer
+    ├── TooLate         504  DEADLINE_EXCEEDED    the deadline passed before there was an answer
+    └── Gone            499  CANCELLED            the client went away: nobody reads this
 
 A message says what was found and what is allowed; it goes to the client, so it never holds a path.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 class Refusal(Exception):
@@ -31,6 +37,8 @@ class Refusal(Exception):
         super().__init__(message)
         self.message = message
         self.retry_after_s = retry_after_s
+        self.told = False  # to the observers
+        self.headers: dict[str, str] = {}
 
 
 class Malformed(Refusal):
@@ -51,6 +59,28 @@ class NotServed(Refusal):
     status, code, outcome = 404, "NOT_FOUND", "unknown"
 
 
+class WrongMethod(Refusal):
+    """The address takes other methods."""
+
+    status, code, outcome = 405, "UNIMPLEMENTED", "malformed"
+
+    def __init__(self, method: str, path: str, allowed: Sequence[str]) -> None:
+        super().__init__(f"{method} is not for '{path}'. Allowed: {', '.join(allowed)}.")
+        self.headers = {"allow": ", ".join(allowed)}
+
+
+class TooSlow(Refusal):
+    """The request did not come whole in time."""
+
+    status, code, outcome = 408, "DEADLINE_EXCEEDED", "slow"
+
+
+class WrongKind(Malformed):
+    """A body of another kind than the model takes."""
+
+    status = 415
+
+
 class TooLarge(Refusal):
     """The body is over the limit."""
 
@@ -67,3 +97,9 @@ class TooLate(Refusal):
     """The deadline passed before there was an answer."""
 
     status, code, outcome = 504, "DEADLINE_EXCEEDED", "late"
+
+
+class Gone(Refusal):
+    """The client went away before it was answered."""
+
+    status, code, outcome = 499, "CANCELLED", "gone"

@@ -7,19 +7,30 @@ parameters say `binary_data_size`, one after another. Everything here is a pure 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from lowbit.serving import wire
-from lowbit.serving.refusals import Malformed
+from lowbit.serving.refusals import Malformed, TooLarge
 from lowbit.serving.requests import InferRequest, InferResponse, Parameter, Wanted
 from lowbit.types import Array
 
 HEADER = "inference-header-content-length"
 MAX_RANK = 16
 """Axes a tensor may have: far more than any model's, few enough that no shape is a burden to check."""
+MOST_JSON = 16 << 20
+"""Bytes of JSON that are read at once while others wait, about 0.3 s of decimal numbers; binary tensors may be as large as the body."""
+
+
+def _refuse(word: str) -> Any:
+    raise Malformed(f"The body holds {word}, which JSON has not.")
+
+
+_read = json.JSONDecoder(parse_constant=_refuse).decode
+_write = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+# Made once: json.loads and json.dumps with options make one for each call.
 
 
 def parse(body: bytes | bytearray, header_length: str | None) -> InferRequest:
@@ -34,14 +45,20 @@ def parse(body: bytes | bytearray, header_length: str | None) -> InferRequest:
     """
     view = memoryview(body)
     split = _header(header_length, len(view))
-    document = _json(view[:split])
+    document = read_json(view[:split])
+    if not isinstance(document, dict):
+        raise Malformed("The body must be a JSON object.")
     binary = view[split:]
     inputs: dict[str, Array] = {}
     for given in _list(document, "inputs"):
-        name, datatype, shape = _string(given, "name", "An input"), _string(given, "datatype", "An input"), _shape(given)
+        name, datatype = _string(given, "name", "An input"), _string(given, "datatype", "An input")
+        shape = checked_shape(name, given.get("shape"))
         if name in inputs:
             raise Malformed(f"Input '{name}' is given twice.")
-        size = _parameters(given).get("binary_data_size")
+        own = parameters_of(given)
+        if "shared_memory_region" in own:
+            raise Malformed(f"Input '{name}' is said to be in shared memory, which is not served: send its values.")
+        size = own.get("binary_data_size")
         if size is None:
             if "data" not in given:
                 raise Malformed(f"Input '{name}' has neither data nor the parameter binary_data_size.")
@@ -55,11 +72,11 @@ def parse(body: bytes | bytearray, header_length: str | None) -> InferRequest:
         raise Malformed("The request has no inputs.")
     if len(binary):
         raise Malformed(f"{len(binary)} bytes follow the last tensor: sizes and body disagree.")
-    parameters = _parameters(document)
+    parameters = parameters_of(document)
     return InferRequest(
         inputs,
         _optional_string(document, "id"),
-        tuple(_wanted(given) for given in _list(document, "outputs", optional=True)),
+        tuple(wanted(_string(each, "name", "An output"), parameters_of(each)) for each in _list(document, "outputs", optional=True)),
         parameters,
         _flag(parameters.get("binary_data_output", False), "binary_data_output"),
     )
@@ -71,15 +88,16 @@ def render(response: InferResponse, request: InferRequest) -> tuple[list[bytes],
     Returns:
         The body in parts, and the length of its JSON where raw bytes follow (the header's value), else None.
     """
-    wanted = {each.name: each for each in request.outputs}
+    asked_for = {each.name: each for each in request.outputs}
     outputs: list[dict[str, Any]] = []
     raw: list[bytes] = []
     for name, array in response.outputs.items():
-        asked = wanted.get(name)
+        asked = asked_for.get(name)
         binary = request.binary if asked is None or asked.binary is None else asked.binary
-        if array.dtype.name == "bfloat16" and not binary:
-            array = array.astype(np.float32)  # BF16 has no form in JSON
-        entry: dict[str, Any] = {"name": name, "datatype": wire.datatype_of(array.dtype.name), "shape": list(array.shape)}
+        datatype = wire.datatype_of_dtype(array.dtype)
+        if datatype == "BF16" and not binary:  # it has no form in JSON
+            array, datatype = array.astype(np.float32), "FP32"
+        entry: dict[str, Any] = {"name": name, "datatype": datatype, "shape": list(array.shape)}
         if binary:
             raw.append(wire.to_bytes(array))
             entry["parameters"] = {"binary_data_size": len(raw[-1])}
@@ -91,7 +109,8 @@ def render(response: InferResponse, request: InferRequest) -> tuple[list[bytes],
         document["id"] = response.id
     if response.parameters:
         document["parameters"] = dict(response.parameters)
-    text = json.dumps(document | {"outputs": outputs}, separators=(",", ":"), allow_nan=False).encode()
+    document["outputs"] = outputs
+    text = _write(document).encode()
     return [text, *raw], len(text) if raw else None
 
 
@@ -105,17 +124,20 @@ def _header(value: str | None, size: int) -> int:
     return int(value)
 
 
-def _json(view: memoryview) -> dict[str, Any]:
-    def refuse(word: str) -> Any:
-        raise Malformed(f"The body holds {word}, which JSON has not.")
+def read_json(view: memoryview) -> Any:
+    """A document.
+
+    Raises:
+        Malformed: not JSON, or with NaN or infinity in it.
+        TooLarge: it would hold up others.
+    """
+    if len(view) > MOST_JSON:
+        raise TooLarge(f"The JSON has {len(view):,} bytes; {MOST_JSON:,} are allowed. Send large tensors as binary data.")
 
     try:
-        document = json.loads(bytes(view), parse_constant=refuse)
+        return _read(str(view, "utf-8"))
     except (ValueError, RecursionError) as error:
         raise Malformed(f"The body is not JSON: {str(error)[:120]}.") from None
-    if not isinstance(document, dict):
-        raise Malformed("The body must be a JSON object.")
-    return document
 
 
 def _list(document: Mapping[str, Any], key: str, *, optional: bool = False) -> list[dict[str, Any]]:
@@ -141,16 +163,25 @@ def _optional_string(document: Mapping[str, Any], key: str) -> str:
     return found or ""
 
 
-def _shape(given: Mapping[str, Any]) -> Sequence[int]:
-    shape = given.get("shape")
+def checked_shape(name: str, shape: object) -> list[int]:
+    """A tensor's shape as it was given, once it is known to be one.
+
+    Raises:
+        Malformed: anything but a few whole numbers from 0.
+    """
     fits = isinstance(shape, list) and len(shape) <= MAX_RANK
-    if not fits or not all(type(dim) is int and 0 <= dim < 2**31 for dim in shape):  # type: ignore[union-attr]
-        raise Malformed(f"Input '{given.get('name')}' needs a shape: a list of at most {MAX_RANK} whole numbers from 0.")
+    if not fits or not all(type(dim) is int and 0 <= dim < 2**31 for dim in shape):  # type: ignore[attr-defined]
+        raise Malformed(f"Input '{name}' needs a shape: a list of at most {MAX_RANK} whole numbers from 0.")
     assert isinstance(shape, list)
     return shape
 
 
-def _parameters(given: Mapping[str, Any]) -> dict[str, Parameter]:
+def parameters_of(given: Mapping[str, Any]) -> dict[str, Parameter]:
+    """The parameters of a request, or of one of its tensors.
+
+    Raises:
+        Malformed: not an object of plain values.
+    """
     found = given.get("parameters")
     if found is None:
         return {}
@@ -167,9 +198,17 @@ def _cut(name: str, size: Parameter, binary: memoryview, header_length: str | No
     return binary[:size], binary[size:]
 
 
-def _wanted(given: Mapping[str, Any]) -> Wanted:
-    name, parameters = _string(given, "name", "An output"), _parameters(given)
+def wanted(name: str, parameters: Mapping[str, Parameter]) -> Wanted:
+    """An output that is asked for.
+
+    Raises:
+        Malformed: without a name, or with parameters of the wrong kind.
+    """
     binary, top = parameters.get("binary_data"), parameters.get("classification", 0)
+    if not name:
+        raise Malformed("An output of the request lacks 'name'.")
+    if "shared_memory_region" in parameters:
+        raise Malformed(f"Output '{name}' is wanted in shared memory, which is not served: take its values from the answer.")
     if type(top) is not int or top < 0:
         raise Malformed(f"Output '{name}': classification must be a number of classes.")
     return Wanted(name, None if binary is None else _flag(binary, "binary_data"), top)

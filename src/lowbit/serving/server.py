@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
-from collections.abc import Callable, Sequence
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
-from lowbit.serving import deployment
+from lowbit.errors import UsageError
+from lowbit.serving import admin, deployment, logs, notices
+from lowbit.serving.answering import Answers
 from lowbit.serving.deployment import Deployment
-from lowbit.serving.http_server import bound, http_server
+from lowbit.serving.grpc_server import GrpcServer, start_grpc
+from lowbit.serving.handover import give_away, turn_away
+from lowbit.serving.http_server import HttpServer, bound, http_server
+from lowbit.serving.metrics import Metrics
+from lowbit.serving.openapi import Docs
+from lowbit.serving.pages import server_pages
+from lowbit.serving.predict import Predict
+from lowbit.serving.ray_engine import Opener, opener_for
+from lowbit.serving.reloading import Reloader, Source
 from lowbit.serving.rest import Rest
 from lowbit.serving.service import Service
 from lowbit.serving.settings import Settings
+from lowbit.serving.watching import Watching
 
-
-@dataclass(frozen=True)
-class Source:
-    """A bundle to serve.
-
-    Attributes:
-        folder: Of the bundle.
-        name: Of the model; the folder's if None.
-    """
-
-    folder: Path
-    name: str | None = None
+STOPPING = (signal.SIGTERM, signal.SIGINT)
+RELOADING = signal.SIGHUP
+ACCEPT_S = 0.05
+"""So long for what is in the kernel's queue to be accepted."""
+LAST_S = 0.2
+"""Behind the last new connection so long: requests on their way are answered, if only with a refusal."""
 
 
 @dataclass(frozen=True)
@@ -35,53 +42,177 @@ class Listening:
 
     Attributes:
         url: Of REST.
+        grpc: "host:port" of gRPC; None without it.
         models: What is served.
     """
 
     url: str
+    grpc: str | None
     models: tuple[Deployment, ...]
 
 
+@dataclass(frozen=True)
+class Wishes:
+    """What signals and notices ask of a running server."""
+
+    stop: asyncio.Event
+    reload: asyncio.Event
+
+
 async def serve(sources: Sequence[Source], settings: Settings, on_ready: Callable[[Listening], None]) -> None:
-    """Serves until SIGTERM or SIGINT, then finishes what was accepted and returns.
+    """Serves until SIGTERM, SIGINT or a cloud's notice, then finishes what was accepted and returns. SIGHUP loads changed bundles.
 
     Raises:
         UsageError: the address is taken, or a bundle, variant or policy is wrong.
         ModelError: a bundle was changed or cannot be run.
     """
-    listening = bound(settings.host, settings.port)
-    try:
-        service = Service(settings)
+    _check(sources, settings)
+    wishes = Wishes(asyncio.Event(), asyncio.Event())
+    async with contextlib.AsyncExitStack() as stack:
+        listening = stack.enter_context(contextlib.closing(bound(settings.host, settings.port, shared=settings.reuse_port)))
+        stack.enter_context(_signals(wishes))
+        watching = stack.enter_context(contextlib.closing(Watching.of(settings)))
+        answers = await stack.enter_async_context(Answers.of(settings))
+        service = Service(settings, watching.observers, answers)
+        watching.metrics.watch(service)
+        opener = await stack.enter_async_context(opener_for(settings.ray))
+        load = partial(_load, settings=settings, metrics=watching.metrics, opener=opener)
+        stack.callback(_free, service)
         for source in sources:
-            service.put(deployment.load(source.folder, name=source.name, roles=settings.roles, limits=settings.limits))
-    except BaseException:
-        listening.close()
-        raise
-    web = http_server(Rest(service), settings)
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    running = asyncio.create_task(web.serve(sockets=[listening]))
-    scheme, port = ("https" if settings.certificate else "http"), listening.getsockname()[1]
-    on_ready(Listening(f"{scheme}://{settings.host}:{port}", tuple(service.models.values())))
-    stopped = asyncio.create_task(stop.wait())
-    await asyncio.wait((running, stopped), return_when=asyncio.FIRST_COMPLETED)
-    await drain(service)
-    web.should_exit = True
-    await running
+            watching.metrics.put(_put(service, await asyncio.to_thread(load, source)))
+            if wishes.stop.is_set():
+                return
+        reloader = Reloader(service, tuple(sources), load, watching.metrics, settings.drain_s)
+        pages = server_pages(settings, watching.metrics, watching.recorder, reloader)
+        admin.mount(pages, answers, keyed=bool(settings.api_keys))
+        web = http_server(Rest(service, Predict(service, Docs(service, pages))), settings)
+        grpc = await stack.enter_async_context(_grpc(service))
+        url = await stack.enter_async_context(_rest(web, listening, settings))
+        await stack.enter_async_context(_noticing(settings, wishes))
+        on_ready(Listening(url, f"{settings.host}:{grpc.port}" if grpc else None, tuple(service.models.values())))
+        await _until(wishes, reloader)
+        await drain(service, web, listening, grpc)
+
+
+def _check(sources: Sequence[Source], settings: Settings) -> None:
+    names = [source.model for source in sources]
+    if double := {name for name in names if names.count(name) > 1}:
+        raise UsageError(f"Two bundles are named '{double.pop()}'.", "Name them: lowbit serve first=FOLDER second=FOLDER.")
+    if settings.grpc_port and not settings.reuse_port:
+        bound(settings.host, settings.grpc_port).close()  # a busy port is an error before models are loaded
+
+
+def _load(source: Source, *, settings: Settings, metrics: Metrics, opener: Opener) -> Deployment:
+    return deployment.load(
+        source.folder, name=source.name, roles=settings.roles, limits=settings.limits, on_batch=metrics.on_batch, opener=opener
+    )
+
+
+def _put(service: Service, made: Deployment) -> Deployment:
+    service.put(made)
+    return made
+
+
+def _free(service: Service) -> None:
     for each in service.models.values():
         each.close()
 
 
-async def drain(service: Service) -> None:
-    """Admits nothing more, and waits for what was accepted, as long as the settings allow."""
-    service.draining = True
+@contextlib.contextmanager
+def _signals(wishes: Wishes) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    for number in STOPPING:
+        loop.add_signal_handler(number, wishes.stop.set)
+    loop.add_signal_handler(RELOADING, wishes.reload.set)
     try:
-        async with asyncio.timeout(service.settings.drain_s):
-            while service.inside:
-                await asyncio.sleep(0.005)
+        yield
+    finally:
+        for number in (*STOPPING, RELOADING):
+            loop.remove_signal_handler(number)
+
+
+@contextlib.asynccontextmanager
+async def _grpc(service: Service) -> AsyncIterator[GrpcServer | None]:
+    if service.settings.grpc_port is None:
+        yield None
+        return
+    grpc = await start_grpc(service, service.settings)
+    try:
+        yield grpc
+    finally:
+        await grpc.stop(1.0)
+
+
+@contextlib.asynccontextmanager
+async def _rest(web: HttpServer, listening: socket.socket, settings: Settings) -> AsyncIterator[str]:
+    running = asyncio.create_task(web.serve(sockets=[listening]))
+    try:
+        while not web.started and not running.done():
+            await asyncio.sleep(0.001)
+        scheme, port = ("https" if settings.certificate else "http"), listening.getsockname()[1]
+        yield f"{scheme}://{settings.host}:{port}"
+    finally:
+        web.should_exit = True
+        await running
+
+
+@contextlib.asynccontextmanager
+async def _noticing(settings: Settings, wishes: Wishes) -> AsyncIterator[None]:
+    if settings.spot == "off":
+        yield
+        return
+    task = asyncio.create_task(notices.watch(settings.spot, lambda _: wishes.stop.set(), settings.metadata_url))
+    try:
+        yield
+    finally:
+        task.cancel()
+
+
+async def _until(wishes: Wishes, reloader: Reloader) -> None:
+    """Waits for the end, and loads changed bundles when asked to."""
+    ending = asyncio.create_task(wishes.stop.wait())
+    while not wishes.stop.is_set():
+        asked = asyncio.create_task(wishes.reload.wait())
+        await asyncio.wait((ending, asked), return_when=asyncio.FIRST_COMPLETED)
+        asked.cancel()
+        if wishes.reload.is_set():
+            wishes.reload.clear()
+            reloading = asyncio.create_task(reloader.reload())
+            await asyncio.wait((ending, reloading), return_when=asyncio.FIRST_COMPLETED)
+
+
+async def drain(service: Service, web: HttpServer, listening: socket.socket, grpc: GrpcServer | None) -> None:
+    """Says that the server is not ready, lingers, admits nothing more, and waits for what was accepted as long as the settings allow.
+
+    What is not answered by then is refused with a 503.
+    """
+    settings = service.settings
+    logs.say("draining", inside=service.inside)
+    service.leaving = True
+    handing_over = [asyncio.create_task(grpc.stop(settings.drain_s))] if grpc and settings.reuse_port else []
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(settings.drain_s):
+            if settings.reuse_port:
+                give_away(listening)
+            await asyncio.sleep(settings.linger_s)
+            if settings.reuse_port:  # the successor answers what comes now
+                await _close(web, listening)
+            service.draining = True
             for each in service.models.values():
                 await each.drained()
-    except TimeoutError:
-        pass
+            await asyncio.gather(*handing_over)  # its clients were sent to the successor when this began
+    left = service.inside
+    service.draining = True
+    _free(service)
+    if not settings.reuse_port:
+        await _close(web, listening)
+    (logs.warn if left else logs.say)("drained", refused=left)
+
+
+async def _close(web: HttpServer, listening: socket.socket) -> None:
+    """Takes no more connections; those that are there stay, so that what is on its way on them still gets its answer."""
+    turn_away(listening)
+    await asyncio.sleep(ACCEPT_S)
+    for server in web.servers:
+        server.close()
+    await asyncio.sleep(LAST_S)

@@ -6,14 +6,19 @@ REST, gRPC, `/v1/predict` and Ray all end here, so that they give the same answe
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from time import perf_counter
+from typing import Any
 
 import numpy as np
 
-from lowbit.serving.answering import Caller, answer
+from lowbit.serving.answering import Answers, Caller, said
 from lowbit.serving.deployment import Deployment
-from lowbit.serving.refusals import Malformed, NotServed, Unavailable
-from lowbit.serving.requests import InferRequest, InferResponse, Parameter, Wanted
+from lowbit.serving.observing import Observer
+from lowbit.serving.refusals import Gone, Malformed, NotServed, Refusal, Unavailable
+from lowbit.serving.requests import InferRequest, InferResponse, Wanted
 from lowbit.serving.settings import Settings
 from lowbit.serving.wire import datatype_of
 from lowbit.types import Array, Feeds, TensorInfo
@@ -24,15 +29,23 @@ class Service:
 
     Attributes:
         settings: Limits and deadlines.
-        draining: True once the server is to stop: nothing more is admitted.
+        observers: Told of every request.
+        answers: Routes, caches, runs.
+        leaving: True once the server is to stop: it is not ready any more, and connections are closed behind their answers.
+        draining: True once nothing more is admitted.
         inside: Requests that were admitted and have no answer yet.
+        held: Bytes of bodies that are being read or answered.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, observers: Sequence[Observer] = (), answers: Answers | None = None) -> None:
         """Serves nothing yet: see `put`."""
         self.settings = settings
+        self.observers = tuple(observers)
+        self.answers = answers or Answers()
+        self.leaving = False
         self.draining = False
         self.inside = 0
+        self.held = 0
         self._models: dict[str, Deployment] = {}
 
     @property
@@ -42,11 +55,16 @@ class Service:
 
     @property
     def ready(self) -> bool:
-        """Whether requests are answered."""
-        return bool(self._models) and not self.draining
+        """Whether requests should come here."""
+        return bool(self._models) and not (self.leaving or self.draining)
 
     def put(self, deployment: Deployment) -> Deployment | None:
-        """Serves a deployment from now on; gives back the one it takes the place of, which still has to end what it accepted."""
+        """Serves a deployment from now on; gives back the one it takes the place of, which still has to end what it accepted.
+
+        Raises:
+            UsageError: the routing policy does not fit it; the one before stays.
+        """
+        self.answers.prepare(deployment)
         before = self._models.get(deployment.name)
         self._models[deployment.name] = deployment
         return before
@@ -64,28 +82,94 @@ class Service:
             raise NotServed(f"Model '{name}' has no version '{version}'. Served: {found.version}.")
         return found
 
-    async def infer(self, name: str, version: str | None, request: InferRequest, caller: Caller) -> InferResponse:
+    @contextlib.contextmanager
+    def admitted(self, name: str, version: str | None = None) -> Iterator[Deployment]:
+        """A place for a request that takes work before it can be asked: the server waits for it, and keeps the deployment, until it leaves.
+
+        Raises:
+            Refusal: there is no such model, no room, or the server stops.
+        """
+        self._admit()
+        deployment = self.model(name, version)
+        self.inside += 1
+        deployment.inside.enter()
+        try:
+            yield deployment
+        finally:
+            self.inside -= 1
+            deployment.inside.leave()
+
+    @contextlib.contextmanager
+    def holding(self, size: int) -> Iterator[None]:
+        """Room for a body of so many bytes: many large ones together must not fill the memory. One alone always has it.
+
+        Raises:
+            Unavailable: there is none left.
+        """
+        most = self.settings.max_held_bytes
+        if self.held and self.held + size > most:
+            raise Unavailable(f"Bodies of {self.held:,} bytes are being answered; {most:,} are allowed at once.", retry_after_s=1)
+        self.held += size
+        try:
+            yield
+        finally:
+            self.held -= size
+
+    async def infer(
+        self, name: str, version: str | None, request: InferRequest, caller: Caller, place: Deployment | None = None
+    ) -> InferResponse:
         """Answers one request.
+
+        Args:
+            name: Of the model.
+            version: None for the one that is served.
+            request: What is asked.
+            caller: Who asks.
+            place: What `admitted` gave, for a request that has its place already.
 
         Raises:
             Refusal: of the kind that fits.
         """
+        start, deployment = perf_counter(), place  # an event loop's own clock may be as coarse as a millisecond
+        try:
+            if deployment is None:
+                self._admit()
+                deployment = self.model(name, version)
+            self.inside += place is None
+            deployment.inside.enter()
+            try:
+                check(deployment.inputs, request.inputs)
+                wanted = _wanted(deployment.outputs, request.outputs)
+                deadline = asyncio.get_running_loop().time() + min(caller.deadline_s or np.inf, self.settings.deadline_s)
+                found = await self.answers.answer(deployment, request, caller, deadline)
+                outputs = {each.name: _shown(found.outputs[each.name], each) for each in wanted}
+            finally:
+                self.inside -= place is None
+                deployment.inside.leave()
+        except Refusal as refusal:
+            self.refused(refusal, caller, deployment, perf_counter() - start)
+            raise
+        except asyncio.CancelledError:
+            self.refused(Gone("The client went away."), caller, deployment, perf_counter() - start)
+            raise
+        seconds = perf_counter() - start
+        for observer in self.observers:
+            observer.answered(deployment, request, caller, found, seconds)
+        return InferResponse(deployment.name, deployment.version, outputs, request.id, said(found))
+
+    def _admit(self) -> None:
         if self.draining:
             raise Unavailable("The server is stopping.", retry_after_s=1)
         if self.inside >= self.settings.max_requests:
             raise Unavailable(f"{self.inside} requests are being answered, which is the limit.", retry_after_s=1)
-        self.inside += 1
-        try:
-            deployment = self.model(name, version)
-            check(deployment.inputs, request.inputs)
-            wanted = _wanted(deployment.outputs, request.outputs)
-            deadline = asyncio.get_running_loop().time() + min(caller.deadline_s or np.inf, self.settings.deadline_s)
-            found = await answer(deployment, request, caller, deadline)
-            outputs = {each.name: _shown(found.outputs[each.name], each) for each in wanted}
-            said: dict[str, Parameter] = {"variant": found.variant.id, "precision": found.variant.precision, "route": found.route}
-            return InferResponse(deployment.name, deployment.version, outputs, request.id, said)
-        finally:
-            self.inside -= 1
+
+    def refused(self, refusal: Refusal, caller: Caller, deployment: Deployment | None = None, seconds: float = 0.0) -> None:
+        """Tells the observers of a refusal, once: a transport calls it for what never came to `infer`, and may call it for all."""
+        if refusal.told:
+            return
+        refusal.told = True
+        for observer in self.observers:
+            observer.refused(deployment, caller, refusal, seconds)
 
 
 def check(inputs: tuple[TensorInfo, ...], feeds: Feeds) -> None:
@@ -110,7 +194,7 @@ def check(inputs: tuple[TensorInfo, ...], feeds: Feeds) -> None:
 
 
 def _check_array(info: TensorInfo, array: Array) -> None:
-    if array.dtype.name != info.dtype and datatype_of(array.dtype.name) != datatype_of(info.dtype):
+    if not _same_kind(array.dtype, info.dtype):
         raise Malformed(f"Input '{info.name}' is {datatype_of(array.dtype.name)}; the model takes {datatype_of(info.dtype)}.")
     fits = len(array.shape) == len(info.shape) and all(
         not isinstance(want, int) or want == got for want, got in zip(info.shape, array.shape, strict=True)
@@ -118,6 +202,11 @@ def _check_array(info: TensorInfo, array: Array) -> None:
     if not fits:
         shape = ", ".join(str(dim) if isinstance(dim, int) else "any" for dim in info.shape)
         raise Malformed(f"Input '{info.name}' has shape {list(array.shape)}; the model takes [{shape}].")
+
+
+@lru_cache(256)  # numpy works a dtype's name out each time
+def _same_kind(dtype: np.dtype[Any], name: str) -> bool:
+    return dtype.name == name or datatype_of(dtype.name) == datatype_of(name)
 
 
 def _wanted(outputs: tuple[TensorInfo, ...], asked: tuple[Wanted, ...]) -> tuple[Wanted, ...]:

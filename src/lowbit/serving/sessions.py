@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import lru_cache
@@ -9,13 +10,15 @@ from typing import Protocol
 
 import numpy as np
 
+from lowbit.bundle import sizes
 from lowbit.bundle.bundle import Bundle
 from lowbit.bundle.manifest import candidate_of
 from lowbit.errors import ModelError
-from lowbit.serving import sizes
 from lowbit.types import Array, Candidate, Feeds, TensorInfo
 
 PROBE_ROWS = 2
+WARM_S = 3.0
+"""A model is warmed up for so long at most."""
 ANY = 2
 """The number that stands for an axis of any size when a model is tried."""
 
@@ -129,6 +132,17 @@ def _try(sessions: Sessions) -> None:
         return  # axes of any size may have rules of their own that two does not fit
     if any(array.ndim == 0 or len(array) != PROBE_ROWS for array in found.values()):
         sessions.batch = 1
+    if all(isinstance(dim, int) for info in sessions.inputs for dim in info.shape[1:]):
+        _warm(sessions, feeds)
+
+
+def _warm(sessions: Sessions, feeds: Feeds) -> None:
+    """Runs every number of rows that may come, because some runtimes prepare each when they first see it, which a client would wait for."""
+    end = time.monotonic() + WARM_S
+    for rows in range(1, sessions.batch + 1):
+        if time.monotonic() > end:
+            return
+        sessions.run({name: np.repeat(array[:1], rows, axis=0) for name, array in feeds.items()})
 
 
 def _free_axis(info: TensorInfo) -> TensorInfo:

@@ -1,7 +1,7 @@
 """Tensors on the wire: the datatypes of the Open Inference Protocol, as raw bytes and as JSON numbers.
 
 Source: the protocol's "Tensor Data Types" and its binary tensor data extension: little-endian, row-major; an element of BYTES is its
-length as a little-endian uint32, then its bytes. BF16 travels as bytes only.
+length as a little-endian uint32, then its bytes, which are UTF-8 here: runtimes take text. BF16 travels as bytes only.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,8 @@ _NAMES = {
 DATATYPES = tuple(dict.fromkeys(_NAMES.values()))
 _DTYPES = {datatype: name for name, datatype in _NAMES.items() if datatype != BYTES}
 _LENGTH = struct.Struct("<I")
+MOST_STRINGS = 1 << 20
+"""Elements of BYTES that are taken apart one by one while others wait."""
 
 
 def datatype_of(dtype: str) -> str:
@@ -45,6 +48,13 @@ def datatype_of(dtype: str) -> str:
     return _NAMES.get(dtype, BYTES)
 
 
+@lru_cache(256)
+def datatype_of_dtype(dtype: np.dtype[Any]) -> str:
+    """The same for the dtype itself; kept, because numpy makes a dtype's name anew each time."""
+    return datatype_of(dtype.name)
+
+
+@lru_cache(64)
 def numpy_dtype(datatype: str) -> np.dtype[Any]:
     """Little-endian dtype of a numeric datatype.
 
@@ -78,13 +88,18 @@ def from_bytes(name: str, datatype: str, shape: Sequence[int], raw: bytes | memo
     needed = math.prod(shape) * dtype.itemsize
     if len(raw) != needed:
         raise Malformed(f"Tensor '{name}' has {len(raw)} bytes; {datatype} of shape {list(shape)} has {needed}.")
-    return np.frombuffer(raw, dtype).reshape(shape)
+    array = np.frombuffer(raw, dtype)
+    if datatype == "BOOL" and array.view(np.uint8).max(initial=0) > 1:
+        raise Malformed(f"Tensor '{name}' is BOOL and has bytes other than 0 and 1.")
+    return _shaped(name, array, shape)
 
 
 def _strings(name: str, shape: Sequence[int], raw: memoryview) -> Array:
     count, at = math.prod(shape), 0
     found: list[bytes] = []
-    while at < len(raw):
+    if count > MOST_STRINGS:
+        raise Malformed(f"Tensor '{name}' has {count:,} elements; BYTES may have {MOST_STRINGS:,}.")
+    while at < len(raw) and len(found) <= count:
         if at + _LENGTH.size > len(raw):
             raise Malformed(f"Tensor '{name}' ends within the length of element {len(found)}.")
         (size,) = _LENGTH.unpack_from(raw, at)
@@ -94,14 +109,23 @@ def _strings(name: str, shape: Sequence[int], raw: memoryview) -> Array:
         found.append(bytes(raw[at : at + size]))
         at += size
     if len(found) != count:
-        raise Malformed(f"Tensor '{name}' has {len(found)} elements; shape {list(shape)} has {count}.")
-    array = np.empty(count, object)
-    array[:] = found
-    return array.reshape(shape)
+        raise Malformed(f"Tensor '{name}' has {'more' if len(found) > count else len(found)} elements; shape {list(shape)} has {count}.")
+    return _shaped(name, _texts(name, found), shape)
+
+
+def _texts(name: str, values: Sequence[bytes | str]) -> Array:
+    """Strings [n] as Python's, which is what runtimes take."""
+    array = np.empty(len(values), object)
+    try:
+        array[:] = [value.decode() if isinstance(value, bytes) else value for value in values]
+        "".join(array).encode()  # JSON may name half a pair of surrogates
+    except UnicodeError as error:
+        raise Malformed(f"Tensor '{name}' has an element that is not UTF-8: {error}.") from None
+    return array
 
 
 def from_json(name: str, datatype: str, shape: Sequence[int], data: object) -> Array:
-    """A tensor from JSON, flat or nested.
+    """A tensor from JSON, flat or nested; strings are UTF-8.
 
     Raises:
         Malformed: values of another kind, out of the datatype's range, or not as many as the shape has.
@@ -109,29 +133,46 @@ def from_json(name: str, datatype: str, shape: Sequence[int], data: object) -> A
     if datatype == "BF16":
         raise Malformed(f"Tensor '{name}' is BF16, which has no form in JSON.")
     flat = _flat(name, data)
+    if datatype == BYTES and set(map(type, flat)) - {str}:
+        raise Malformed(f"Tensor '{name}' is BYTES; its values must be strings.")
+    array = from_values(name, datatype, shape, flat)
+    if array.dtype.kind == "f" and not np.isfinite(array).all():  # JSON has no infinity: a number was too large
+        raise Malformed(f"Tensor '{name}' has values outside the range of {datatype}.")
+    return array
+
+
+def from_values(name: str, datatype: str, shape: Sequence[int], flat: Sequence[Any]) -> Array:
+    """A tensor from Python's numbers, or from text or bytes for BYTES.
+
+    Raises:
+        Malformed: values of another kind, out of the datatype's range, or not as many as the shape has.
+    """
     count = math.prod(shape)
     if len(flat) != count:
         raise Malformed(f"Tensor '{name}' has {len(flat)} values; shape {list(shape)} has {count}.")
-    if datatype == BYTES:
-        if not all(isinstance(value, str) for value in flat):
-            raise Malformed(f"Tensor '{name}' is BYTES; its values must be strings.")
-        array = np.empty(count, object)
-        array[:] = [value.encode() for value in flat]
-        return array.reshape(shape)
-    return _numbers(name, datatype, flat).reshape(shape)
+    array = _texts(name, flat) if datatype == BYTES else _numbers(name, numpy_dtype(datatype), datatype, flat)
+    return _shaped(name, array, shape)
 
 
-def _numbers(name: str, datatype: str, flat: list[Any]) -> Array:
-    dtype = numpy_dtype(datatype)
-    allowed: tuple[type, ...] = {"b": (bool,), "f": (int, float)}.get(dtype.kind, (int,))
-    if not all(isinstance(value, allowed) and (dtype.kind == "b" or not isinstance(value, bool)) for value in flat):
-        kind = {"b": "true or false", "f": "numbers"}.get(dtype.kind, "whole numbers")
+_KINDS: dict[str, tuple[set[type], str]] = {"b": ({bool}, "true or false"), "f": ({int, float}, "numbers")}
+
+
+def _numbers(name: str, dtype: np.dtype[Any], datatype: str, flat: Sequence[Any]) -> Array:
+    allowed, kind = _KINDS.get(dtype.kind, ({int}, "whole numbers"))
+    if set(map(type, flat)) - allowed:
         raise Malformed(f"Tensor '{name}' is {datatype}; its values must be {kind}.")
     try:
         with np.errstate(over="ignore"):
             return np.array(flat, dtype)
     except OverflowError:
         raise Malformed(f"Tensor '{name}' has values outside the range of {datatype}.") from None
+
+
+def _shaped(name: str, array: Array, shape: Sequence[int]) -> Array:
+    try:
+        return array.reshape(shape)
+    except ValueError:  # no elements, and other axes whose product is beyond what an array may have
+        raise Malformed(f"Tensor '{name}' has shape {list(shape)}, which is too large.") from None
 
 
 def _flat(name: str, data: object) -> list[Any]:
@@ -157,12 +198,19 @@ def to_bytes(array: Array) -> bytes:
     return array.tobytes()
 
 
-def to_json(array: Array) -> list[Any]:
-    """Flat values of a tensor, in row-major order. Floats that are no numbers become null: JSON has no word for them."""
+def to_values(array: Array) -> list[Any]:
+    """Flat values in row-major order: Python's numbers, or bytes."""
     if array.dtype.kind in "OSU":
-        return [value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value) for value in array.ravel()]
-    if array.dtype.kind == "f":
-        values = array.ravel().tolist()
-        return values if np.isfinite(array).all() else [value if math.isfinite(value) else None for value in values]
-    listed: list[Any] = array.ravel().tolist()
-    return listed
+        return [value if isinstance(value, bytes) else str(value).encode() for value in array.ravel()]
+    found: list[Any] = array.ravel().tolist()
+    return found
+
+
+def to_json(array: Array) -> list[Any]:
+    """Flat values in row-major order. Floats that are no numbers become null: JSON has no word for them."""
+    values = to_values(array)
+    if array.dtype.kind in "OSU":
+        return [value.decode("utf-8", "replace") for value in values]
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        return [value if math.isfinite(value) else None for value in values]
+    return values

@@ -1,0 +1,123 @@
+"""`lowbit loadtest URL`."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lowbit.cli.options import Duration, output
+from lowbit.errors import UsageError
+
+if TYPE_CHECKING:
+    from lowbit.serving.loadtest import Objective, Step
+
+KEY = "LOWBIT_API_KEY"
+HEAD = ("rate/s", "sent", "ok/s", "errors", "p50", "p95", "p99", "max")
+
+
+class Rates(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on only
+    """Numbers above 0, separated by commas."""
+
+    name = "rates"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            found = tuple(float(part) for part in str(value).split(","))
+        except ValueError:
+            found = ()
+        if not found or not all(0 < rate < 1e6 for rate in found):
+            self.fail(f"'{value}' are no rates, e.g. 50,100,200", param, ctx)
+        return found
+
+
+@click.command("loadtest", short_help="Load a server as its users would, and find what it holds.")
+@click.argument("url")
+@click.option("--model", required=True, metavar="NAME", help="To ask.")
+@click.option("--grpc", metavar="HOST:PORT", help="Send over gRPC to this address, instead of REST.")
+@click.option("--rate", "rates", type=Rates(), metavar="N,...", help="Requests a second, a step each.  [default: raised until it breaks]")
+@click.option("--first", type=click.FloatRange(0.1), default=10.0, show_default=True, metavar="N", help="The rate to begin with.")
+@click.option("--seconds", type=Duration(), default="10s", show_default=True, metavar="TIME", help="Of each step.")
+@click.option("--p99", type=Duration(), default="100ms", show_default=True, metavar="TIME", help="Objective: 99 % answered within.")
+@click.option("--errors", type=click.FloatRange(0, 1), default=0.01, show_default=True, metavar="SHARE", help="Objective: at most so many.")
+@click.option("--rows", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="In a request.")
+@click.option("--size", type=click.IntRange(1), default=64, show_default=True, metavar="N", help="Of axes of any length, e.g. tokens.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of arrivals and inputs.")
+@click.option("--api-key-file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help=f"The key; {KEY} works, too.")
+@output
+def command(url: str, form: str, **options: Any) -> None:
+    """Send requests to the server at URL when they are due, ready or not (open loop, Poisson arrivals), and say how long answers take.
+
+    \b
+    lowbit loadtest http://127.0.0.1:8000 --model demo --p99 50ms
+    lowbit loadtest http://127.0.0.1:8000 --model demo --rate 50,100,200
+
+    Without --rate the rate is raised until the objective breaks. A latency runs from when a request was due.
+    """
+    import asyncio
+
+    from lowbit.serving.loadtest import Objective
+
+    objective = Objective(options["p99"], options["errors"])
+    if form == "table":
+        click.echo(_line(HEAD))
+    show = _show if form == "table" else lambda step: click.echo(f"  {step.rate:g}/s: {step.ok:,} of {step.sent:,}", err=True)
+    found, best = asyncio.run(_run(url, objective, show, **options))
+    if form == "json":
+        document = {"objective": {"p99_ms": 1000 * objective.p99_s, "errors": objective.errors}, "steps": [s.document() for s in found]}
+        click.echo(json.dumps(document | {"best": best.document() if best else None}, indent=1))
+        return
+    click.echo(verdict(best, objective))
+
+
+def verdict(best: Step | None, objective: Objective) -> str:
+    """In a sentence."""
+    goal = f"p99 within {1000 * objective.p99_s:g} ms and at most {objective.errors:.2%} errors"
+    if best is None:
+        return f"No rate held {goal}."
+    return f"{best.rate:,.0f} requests a second held {goal}."
+
+
+async def _run(url: str, objective: Objective, show: Any, **options: Any) -> tuple[list[Step], Step | None]:
+    from lowbit.serving.load_targets import GrpcTarget, RestTarget, describe, varied
+    from lowbit.serving.loadtest import closed_loop, steps, until_it_breaks
+
+    headers = _headers(options["api_key_file"])
+    model = await describe(url, options["model"], headers)
+    feeds = varied(model, options["rows"], options["size"], options["seed"])
+    target = GrpcTarget(options["grpc"], model, feeds, headers) if options["grpc"] else RestTarget(url, model, feeds, headers)
+    try:
+        warm = await closed_loop(target, 1, 0.5)
+        if not warm.ok:
+            raise UsageError(f"No request is answered: {dict(warm.statuses)} by status.", "Look at the server's log.")
+        if options["rates"]:
+            found = await steps(target, options["rates"], options["seconds"], options["seed"], show)
+            held = [step for step in found if objective.held(step)]
+            return found, max(held, key=lambda step: step.rate or 0, default=None)
+        return await until_it_breaks(target, objective, options["seconds"], first=options["first"], seed=options["seed"], on_step=show)
+    finally:
+        await target.close()
+
+
+def _headers(file: Path | None) -> dict[str, str]:
+    key = file.read_text(encoding="utf-8").strip() if file else os.environ.get(KEY, "").strip()
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+def _show(step: Step) -> None:
+    times = [_time(step.quantile(q)) for q in (0.5, 0.95, 0.99)]
+    slowest = _time(float(step.all_latencies_s[-1])) if step.sent else "-"
+    click.echo(_line((f"{step.rate:g}", f"{step.sent:,}", f"{step.throughput:,.1f}", f"{step.errors:.2%}", *times, slowest)))
+
+
+def _time(seconds: float) -> str:
+    return "-" if seconds != seconds else f"{1000 * seconds:,.1f} ms"
+
+
+def _line(cells: tuple[str, ...]) -> str:
+    return "  ".join(cell.rjust(10) for cell in cells)
