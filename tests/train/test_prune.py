@@ -202,6 +202,11 @@ def test_a_pruning_that_was_stopped_goes_on(tmp_path: Path) -> None:
     deeper = Pruning(share=0.3, rounds=2, block=4, samples=64, agreement=0.01, training=SHORT)
     shrink(source, tmp_path / "out.onnx", pool, deeper, share_of=share_of, folder=tmp_path / "work")
     assert len(timed) > 4  # another pruning begins anew
+    before = len(timed)
+    shrink(
+        source, tmp_path / "out.onnx", Pool({"x": images(128, seed=5)}, images=True), deeper, share_of=share_of, folder=tmp_path / "work"
+    )
+    assert len(timed) > before  # and so does one by other samples
 
 
 def test_a_round_whose_answers_are_too_different_is_taken_back(tmp_path: Path) -> None:

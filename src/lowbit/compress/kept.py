@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -15,12 +17,23 @@ IN_MEMORY = 1 << 22
 """Bytes up to which they stay in memory."""
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where one array lies, or the array itself where it has no bytes of its own (strings)."""
+
+    start: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    array: Array | None = None
+
+
 class Waiting:
     """Batches that are looked at once it is known how many there are; on disk where they are large."""
 
     def __init__(self) -> None:
         self._file = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115  (closed with the object)
-        self._names: list[list[str]] = []
+        self._batches: list[dict[str, _Place]] = []
+        self._end = 0
 
     def __enter__(self) -> Waiting:
         return self
@@ -29,18 +42,30 @@ class Waiting:
         self._file.close()
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._batches)
 
     def __iter__(self) -> Iterator[Feeds]:
-        self._file.seek(0)
-        for names in self._names:
-            yield {name: np.load(self._file) for name in names}
+        for places in self._batches:
+            yield {name: self._read(place) for name, place in places.items()}
 
     def add(self, feeds: Feeds) -> None:
         """Takes one more, which is not needed any more afterwards."""
-        for values in feeds.values():
-            np.save(self._file, values)
-        self._names.append(list(feeds))
+        self._batches.append({name: self._write(values) for name, values in feeds.items()})
+
+    def _write(self, values: Array) -> _Place:
+        if values.dtype.hasobject:
+            return _Place(0, values.shape, values.dtype, values)
+        place = _Place(self._end, values.shape, values.dtype)
+        self._file.seek(self._end)
+        self._end += self._file.write(values.tobytes())
+        return place
+
+    def _read(self, place: _Place) -> Array:
+        if place.array is not None:
+            return place.array
+        self._file.seek(place.start)
+        size = math.prod(place.shape) * place.dtype.itemsize
+        return np.frombuffer(bytearray(self._file.read(size)), place.dtype).reshape(place.shape)
 
 
 class Kept(Mapping[str, Array]):

@@ -188,7 +188,7 @@ class _Run:
         self.whole = cost(whole, np.ones(whole.count, bool), self.rates, settings.block)
         self.kept = {name: replace(each, channels=np.arange(len(each.channels))) for name, each in whole.carried.items()}
         self.teacher, self.share_of, self.work, self.on_epoch = Twin(source), share_of, work, on_epoch
-        self.key = _key(source, settings, kind)
+        self.key = _key(source, pool, settings, kind)
 
     def round(self, number: int) -> Round:
         """Cuts down to a share of the whole model's time, fits what is left, and trains."""
@@ -289,10 +289,14 @@ class Cut:
             return None
 
 
-def _key(source: Path, settings: Pruning, kind: Kind) -> str:
-    """Of what is pruned and how deep: another key means another cut."""
+def _key(source: Path, pool: Pool, settings: Pruning, kind: Kind) -> str:
+    """Of what is pruned, by which samples and how deep: another key means another cut."""
+    digest = hashlib.sha256(source.read_bytes())
+    for values in pool.feeds.values():
+        digest.update(values.tobytes())
     said = f"{settings.share} {settings.rounds} {settings.block} {settings.least} {settings.samples} {settings.training.seed} {kind}"
-    return hashlib.sha256(source.read_bytes() + said.encode()).hexdigest()
+    digest.update(said.encode())
+    return digest.hexdigest()
 
 
 def _spread(count: int, wanted: int) -> Array:
