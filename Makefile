@@ -7,7 +7,7 @@ export HF_HUB_OFFLINE := 1
 
 MINUTES ?= 30
 
-.PHONY: demo test lint bench soak full clients docs clean
+.PHONY: demo test lint bench soak full ray clients docs clean
 
 demo: $(VENV)/.all  ## optimize the built-in model on the built-in images
 	$(BIN)/lowbit demo --out build/demo
@@ -29,7 +29,9 @@ soak: $(VENV)/.dev  ## mixed load on a server for MINUTES, with all that may hap
 docs: $(VENV)/.dev  ## regenerate the reference pages
 	$(BIN)/python docs/reference/generate.py
 
-full: $(VENV)/.train clients  ## also what trains and exports models (PyTorch, transformers), and clients that tests talk to servers with
+full: $(VENV)/.train $(VENV)/.ray clients  ## also what trains and exports models (PyTorch, transformers), Ray, and clients that tests talk to servers with
+
+ray: $(VENV)/.ray  ## what runs models on several machines, 340 MB
 
 clients: .venv-clients/.done
 
@@ -48,6 +50,10 @@ $(VENV)/.dev: $(VENV)/.all
 $(VENV)/.train: $(VENV)/.dev
 	$(PIP) torch
 	$(PIP) --editable '.[train]'
+	touch $@
+
+$(VENV)/.ray: $(VENV)/.dev
+	$(PIP) --editable '.[ray]'
 	touch $@
 
 # tritonclient wants another protobuf than we: an environment of its own.

@@ -15,6 +15,7 @@ import gzip
 import io
 import itertools
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,7 +26,6 @@ import numpy as np
 from PIL import Image, ImageChops, ImageDraw
 
 from lowbit.data.preprocess import Preprocess
-from lowbit.serving.cache.guard import wilson
 from lowbit.serving.cache.images import THUMB, Look, Pixels
 from lowbit.serving.cache.similar import CLOSE, MARGIN, LocalIndex
 from lowbit.serving.cache.store import Kept
@@ -202,8 +202,18 @@ def filled(blocks: int, kept: Asked, margin: float) -> LocalIndex:
     return index
 
 
+def wilson(found: int, n: int) -> tuple[float, float]:
+    """Wilson's score interval of a share (Wilson 1927, doi:10.1080/01621459.1927.10502953)."""
+    if n == 0:
+        return 0.0, 1.0
+    share, spread = found / n, TWO_SIDED**2 / n
+    half = TWO_SIDED * math.sqrt(share * (1 - share) / n + spread / (4 * n))
+    middle = share + spread / 2
+    return max(0.0, (middle - half) / (1 + spread)), min(1.0, (middle + half) / (1 + spread))
+
+
 def rate(found: int, n: int) -> dict[str, float | int]:
-    low, high = wilson(found, n, TWO_SIDED)
+    low, high = wilson(found, n)
     return {"found": found, "n": n, "rate": round(found / max(n, 1), 5), "ci_low": round(low, 5), "ci_high": round(high, 5)}
 
 

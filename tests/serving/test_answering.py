@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,18 +16,22 @@ from hypothesis import strategies as st
 from serving_case import BASELINE, INPUT, INT8, OUTPUT, tiny_bundle
 
 from lowbit.errors import UsageError
+from lowbit.measure.outcomes import Outcomes
 from lowbit.serving import deployment
-from lowbit.serving.answering import Answered, Answers, Caller, said
+from lowbit.serving.answered import Answered, Caller, said
+from lowbit.serving.answering import Answers
 from lowbit.serving.cache.cache import Cache
+from lowbit.serving.cache.guard import Guard
 from lowbit.serving.cache.settings import CacheSettings
 from lowbit.serving.certainty import ClassReader
 from lowbit.serving.deployment import Deployment
 from lowbit.serving.escalation import can_merge, merged, rows_of
 from lowbit.serving.live_policy import LivePolicy
+from lowbit.serving.planning import Study
 from lowbit.serving.questions import Questions
 from lowbit.serving.refusals import Malformed, NotServed, Unavailable
 from lowbit.serving.requests import InferRequest
-from lowbit.serving.routing import RoutingPolicy
+from lowbit.serving.routing import Escalate, Route, RoutingPolicy
 from small_models import images
 
 CACHED = CacheSettings(max_bytes=1 << 20)
@@ -156,6 +162,71 @@ def test_policies_are_checked_against_what_is_loaded(folder: Path) -> None:
 def test_a_threshold_that_cannot_be_found_is_an_error_at_the_start(tiny: Deployment) -> None:
     with pytest.raises(UsageError, match="its samples' outcomes are gone"):
         answers("escalate: {to: full}").prepare(tiny)
+    with pytest.raises(UsageError, match="Variant 'full' of model 'tiny' does not say below which margin"):
+        answers("default: full\nescalate: {to: chosen}").prepare(tiny)
+    answers("rules: [{name: a, use: full, when: {model: another}, review: true}]", questions=object()).prepare(tiny)  # type: ignore[arg-type]
+
+
+def with_samples(folder: Path) -> Path:
+    """A bundle whose variants answered 5 of 101 samples differently, the full one with half the margins."""
+    tiny_bundle(folder)
+    margins = np.linspace(0, 1, 101)
+    for place, values, predicted in (("baseline", margins / 2, 0 * margins), (f"candidates/{INT8}", margins, margins < 0.045)):
+        Outcomes({"margin": values, "confidence": values, "predicted": predicted.astype(int)}).save(folder / place / "outcomes-search.npz")
+    return folder
+
+
+def test_thresholds_come_from_each_variants_own_samples(tmp_path: Path) -> None:
+    made = deployment.load(with_samples(tmp_path / "tiny"))
+    try:
+        study, rule = Study(made, None), Escalate()
+        assert study.below(made.variants["chosen"], rule) == pytest.approx(0.04)
+        assert study.below(made.variants["full"], rule) == pytest.approx(0.02)
+        policy = RoutingPolicy(review="always", escalate=rule)
+        assert study.plan(Route("chosen", escalate=rule), policy).below == pytest.approx(0.04)
+        assert study.plan(Route("full", review=True), policy).below == pytest.approx(0.02)
+    finally:
+        made.close()
+
+
+def test_what_was_loaded_is_served_whatever_becomes_of_its_folder(tmp_path: Path) -> None:
+    folder = with_samples(tmp_path / "tiny")
+    made, policy = deployment.load(folder), RoutingPolicy(escalate=Escalate())
+    try:
+        way, cache = Route("chosen", escalate=Escalate()), Cache.of(CacheSettings(1 << 20, similar=True))
+        before, study = Study(made, cache).plan(way, policy), Study(made, cache)
+        for changed in ("model/model.onnx", "preprocess.yaml"):
+            other = Study(dataclasses.replace(made, digests={**made.digests, changed: "0" * 64}), cache).plan(way, policy)
+            assert other.below == before.below
+            assert other.space != before.space
+        (folder / "model" / "model.onnx").write_bytes(b"another version's")
+        shutil.rmtree(folder / "baseline")
+        after = study.plan(way, policy)
+        assert (after.space, after.below, after.pixels) == (before.space, before.below, before.pixels)
+        assert after.pixels is not None
+        study.check(policy)
+    finally:
+        made.close()
+
+
+def test_a_guard_goes_with_the_last_version_that_asked_it(tiny: Deployment, tmp_path: Path) -> None:
+    made = answers(cache=CacheSettings(1 << 20, similar=True))
+    cache = made.cache
+    assert cache is not None
+    made.prepare(tiny)
+    plan = made._study(tiny).plan(Route("chosen"), made.policy.now)
+    cache.guard(plan).told(right=True)
+    others = [deployment.load(tiny_bundle(tmp_path / str(number) / "tiny"), roles=("full",)) for number in range(2)]
+    try:
+        for other, left in zip(others, (1, 1), strict=True):
+            made.prepare(other)  # the same artifact: what was proved of it holds
+            assert len(cache.guards) == left
+        cache.guards[b"of a version before the last"] = Guard(0.005, 0.02)
+        made.prepare(tiny)
+        assert list(cache.guards) == [plan.similar_space]
+    finally:
+        for other in others:
+            other.close()
 
 
 def test_reviews_need_a_place(tmp_path: Path) -> None:
@@ -224,6 +295,26 @@ def test_answers_kept_before_a_policy_changed_are_not_given_after(tiny: Deployme
     file.write_text("escalate: {below: 1}")
     assert made.policy.reload()
     np.testing.assert_allclose(ask(made, tiny, x).outputs[OUTPUT], full, rtol=1e-6)
+
+
+def test_an_answer_that_had_no_room_is_not_handed_to_others(tiny: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, x = answers("escalate: {below: 1}", CACHED), images(2)
+    full = tiny.variants["full"].batcher
+    submit, refused = full.submit, []
+
+    async def once(*args: Any, **options: Any) -> Any:
+        if not refused:
+            refused.append(True)
+            raise Unavailable("The queue is full.")
+        return await submit(*args, **options)
+
+    async def main() -> list[Answered]:
+        return await asyncio.gather(*(asked(made, tiny, x) for _ in range(3)))
+
+    monkeypatch.setattr(full, "submit", once)
+    found = asyncio.run(main())
+    assert [each.escalated for each in found] == [0, 2, 2]
+    assert [each.cache for each in found] == ["miss"] * 3
 
 
 def test_the_same_request_at_the_same_time_runs_once(tiny: Deployment) -> None:

@@ -16,7 +16,7 @@ from serving_case import BASELINE, INT8, OUTPUT, tiny_bundle
 from lowbit.bundle.bundle import Bundle
 from lowbit.measure.observe import ClassObserver
 from lowbit.measure.outcomes import Outcomes
-from lowbit.serving.certainty import ClassReader, _ends_in_probabilities, lowest_safe, reader_for, threshold
+from lowbit.serving.certainty import ClassReader, _ends_in_probabilities, lowest_safe, reader_for, samples, threshold
 from lowbit.types import TensorInfo
 
 LOGITS = arrays.arrays(np.float32, st.tuples(st.integers(1, 5), st.integers(1, 7)), elements=st.floats(-30, 30, width=32))
@@ -56,6 +56,19 @@ def test_only_classifiers_have_a_reader(tmp_path: Path) -> None:
     assert reader_for(bundle, (TensorInfo("names", (None, 4), "int64"),)) is None
 
 
+def test_a_program_ends_as_the_baseline_does_that_it_was_made_from(tmp_path: Path) -> None:
+    bundle = Bundle.load(tiny_bundle(tmp_path / "tiny"))
+    assert bundle.manifest.baseline.artifact == "baseline/model.onnx"
+    model = onnx.load(bundle.folder / "baseline" / "model.onnx")
+    model.graph.node.append(helper.make_node("Softmax", [OUTPUT], ["p"]))
+    model.graph.output[0].name = "p"
+    onnx.save(model, bundle.folder / "baseline" / "model.onnx")
+    program = bundle.manifest.model.model_copy(update={"artifact": "model/model.pt2"})
+    outputs = (TensorInfo("p", (None, 10), "float32"),)
+    assert reader_for(Bundle(bundle.folder, bundle.manifest.model_copy(update={"model": program})), outputs) == ClassReader("p", True)
+    assert reader_for(bundle, outputs) == ClassReader("p", False)  # what ships is read where it can be
+
+
 def test_the_threshold_lies_above_every_sample_that_was_answered_differently() -> None:
     certain = np.linspace(0, 1, 101)
     differ = np.zeros(101, bool)
@@ -70,20 +83,24 @@ def test_the_threshold_lies_above_every_sample_that_was_answered_differently() -
 
 def test_the_threshold_comes_from_the_outcomes_of_both_candidates(tmp_path: Path) -> None:
     folder = tiny_bundle(tmp_path / "tiny")
-    assert threshold(Bundle.load(folder), INT8, BASELINE) is None
+    assert found(folder) is None
     margins = np.linspace(0, 1, 100)
     same = np.zeros(100, int)
     save(folder / "baseline", "search", margins, same)
     save(folder / "baseline", "confirm", margins, same)
     save(folder / "candidates" / INT8, "search", margins, np.where(margins < 0.05, 1, 0))
-    bundle = Bundle.load(folder)
-    first = threshold(bundle, INT8, BASELINE)
+    first = found(folder)
     assert first is not None
     assert margins[4] < first < margins[5]
     save(folder / "candidates" / INT8, "confirm", margins, np.where(margins < 0.08, 1, 0))
-    second = threshold(bundle, INT8, BASELINE)
+    second = found(folder)
     assert second is not None
     assert margins[7] < second < margins[8]
+
+
+def found(folder: Path) -> float | None:
+    bundle = Bundle.load(folder)
+    return threshold(samples(bundle, INT8), samples(bundle, BASELINE))
 
 
 def save(folder: Path, part: str, margins: np.ndarray, predicted: np.ndarray) -> None:

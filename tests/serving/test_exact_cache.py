@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from hypothesis.extra import numpy as arrays
 from serving_case import BASELINE, INT8, tiny_bundle
 
 from lowbit.bundle.bundle import Bundle
-from lowbit.serving.cache import framing, keys
+from lowbit.serving import framing
+from lowbit.serving.cache import keys
 from lowbit.serving.cache.flights import Flights
 from lowbit.serving.cache.store import OVERHEAD, Kept, Local
 from lowbit.serving.refusals import TooLate, Unavailable
@@ -38,41 +39,44 @@ def test_only_the_same_tensors_share_a_key(first: dict[str, Any], second: dict[s
         and first[name].tobytes() == second[name].tobytes()
         for name in first
     )
-    assert (keys.key(b"n", first) == keys.key(b"n", second)) is same
-    assert keys.key(b"n", first) != keys.key(b"m", first)
-    assert keys.key(b"n", first) == keys.key(b"n", dict(reversed(first.items())))
+    assert (framing.digest(b"n", first) == framing.digest(b"n", second)) is same
+    assert framing.digest(b"n", first) != framing.digest(b"m", first)
+    assert framing.digest(b"n", first) == framing.digest(b"n", dict(reversed(first.items())))
 
 
 def test_views_and_strings_have_keys() -> None:
     x = np.arange(24, dtype=np.float32).reshape(4, 6)
-    assert keys.key(b"", {"x": x[:, ::2]}) == keys.key(b"", {"x": x[:, ::2].copy()})
-    assert keys.key(b"", {"x": x}) != keys.key(b"", {"x": x.reshape(6, 4)})
-    assert keys.key(b"", {"x": x}) != keys.key(b"", {"x": x.view(np.int32)})
+    assert framing.digest(b"", {"x": x[:, ::2]}) == framing.digest(b"", {"x": x[:, ::2].copy()})
+    assert framing.digest(b"", {"x": x}) != framing.digest(b"", {"x": x.reshape(6, 4)})
+    assert framing.digest(b"", {"x": x}) != framing.digest(b"", {"x": x.view(np.int32)})
     first, second = np.array([b"ab", b"c"], object), np.array([b"a", b"bc"], object)
-    assert keys.key(b"", {"x": first}) != keys.key(b"", {"x": second})
+    assert framing.digest(b"", {"x": first}) != framing.digest(b"", {"x": second})
 
 
 def test_namespaces_differ_by_model_preprocessing_variant_and_what_is_done(tmp_path: Path) -> None:
     folder = tiny_bundle(tmp_path / "tiny")
-    other = tmp_path / "other"
+    manifest = Bundle.load(folder).manifest
+    loaded = {entry.path: entry.sha256 for entry in manifest.files}
 
-    def space(candidate: str = INT8, how: str = "", folder: Path = folder) -> bytes:
-        return keys.namespace(Bundle.load(folder, verify=False), candidate, how)
+    def space(candidate: str = INT8, how: str = "", **digests: str) -> bytes:
+        return keys.namespace(manifest, candidate, loaded | digests, how)
 
     found = {space(), space(BASELINE), space(how="asked again")}
     assert len(found) == 3
-    shutil.copytree(folder, other)
-    assert space(folder=other) == space()
-    steps = other / "preprocess.yaml"
-    steps.write_text(steps.read_text().replace("channels: rgb", "channels: bgr"))
-    assert space(folder=other) not in found
-    shutil.rmtree(other)
-    shutil.copytree(folder, other)
-    artifact = other / "model" / "model.onnx"
-    raw = bytearray(artifact.read_bytes())
-    raw[-1] ^= 1
-    artifact.write_bytes(raw)
-    assert space(folder=other) not in found
+    assert space(**{"model/weights.bin": "0"}) not in found
+    assert space(**{"model/outcomes.npz": "0", "baseline/weights.bin": "0"}) == space()
+    for path in ("preprocess.yaml", "model/model.onnx"):
+        assert path in loaded
+        assert space(**{path: "0"}) not in found
+
+
+def test_artifacts_that_the_manifest_does_not_list_have_digests_too(tmp_path: Path) -> None:
+    bundle = Bundle.load(tiny_bundle(tmp_path / "tiny"))
+    assert keys.unlisted(bundle, (INT8, BASELINE)) == {}
+    chosen = bundle.manifest.decision.model_copy(update={"chosen": BASELINE})
+    other = Bundle(bundle.folder, bundle.manifest.model_copy(update={"decision": chosen}))
+    path = f"candidates/{INT8}/model.onnx"
+    assert keys.unlisted(other, (INT8, BASELINE)) == {path: hashlib.sha256((bundle.folder / path).read_bytes()).hexdigest()}
 
 
 # Framing -----------------------------------------------------------------------------------------------------------------
@@ -233,6 +237,25 @@ def test_when_the_first_gives_up_the_next_does_the_work() -> None:
         assert isinstance(found[1], Unavailable)  # its own refusal, and nobody else's
         assert found[2:] == [(2, False), (2, True)]
         assert calls == [0, 1, 2]
+        assert len(flights) == 0
+
+    asyncio.run(main())
+
+
+def test_results_that_are_worth_nothing_to_others_are_not_handed_out() -> None:
+    async def main() -> None:
+        flights: Flights[int] = Flights()
+        runs = 0
+
+        async def work() -> int:
+            nonlocal runs
+            runs += 1
+            mine = runs
+            await asyncio.sleep(0.01)
+            return mine
+
+        found = await asyncio.gather(*(flights.once(b"a", work, far(), lambda result: result > 1) for _ in range(3)))
+        assert found == [(1, False), (2, False), (3, False)]
         assert len(flights) == 0
 
     asyncio.run(main())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from clients_case import run
 from serving_case import BASELINE, INPUT, INT8, OUTPUT, tiny_bundle
 
 from lowbit.errors import UsageError
-from lowbit.serving import grpc_codec, grpc_messages, wire
+from lowbit.serving import grpc_codec, grpc_messages, grpc_server, wire
 from lowbit.serving.grpc_messages import SERVICE, messages
 from lowbit.serving.grpc_server import start_grpc
 from lowbit.serving.refusals import Malformed
@@ -256,6 +257,136 @@ def test_keys_and_request_ids(folders: list[Path]) -> None:
     with_client(folders[:1], work, api_keys=("k",))
 
 
+def test_a_call_without_a_key_is_refused_before_its_message_is_read(folders: list[Path]) -> None:
+    """A message over the limit: only who reads it can know."""
+    large = question(np.zeros((20_000, 3, 8, 8), np.float32))
+
+    async def work(client: Client) -> None:
+        for method in ("ModelInfer", "ModelMetadata", "ModelReady"):
+            assert (await client.refused(method, large))[0] == CODE.UNAUTHENTICATED
+        assert (await client.refused("ModelInfer", large, metadata=(("x-api-key", "k"),)))[0] == CODE.RESOURCE_EXHAUSTED
+
+    with_client(folders[:1], work, api_keys=("k",), max_body_bytes=1_000_000)
+
+
+def test_messages_count_as_bodies_that_are_held(folders: list[Path]) -> None:
+    async def work(client: Client) -> None:
+        started, go_on, answer = asyncio.Event(), asyncio.Event(), client.service.answers.answer
+
+        async def slow(*given: Any) -> Any:
+            started.set()
+            await go_on.wait()
+            return await answer(*given)
+
+        client.service.answers.answer = slow  # type: ignore[method-assign, assignment]
+        message = question(images(1))
+        first = asyncio.create_task(client("ModelInfer", message))
+        await started.wait()
+        assert client.service.held == message.ByteSize()
+        code, why = await client.refused("ModelInfer", message)
+        assert (code, "1,500 are allowed at once" in why) == (CODE.UNAVAILABLE, True)
+        stream = client.channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")(iter([message.SerializeToString()]))
+        (refused,) = [M["ModelStreamInferResponse"].FromString(raw) async for raw in stream]
+        assert "1,500 are allowed at once" in refused.error_message
+        go_on.set()
+        assert len((await first).outputs) == 1
+        assert client.service.held == 0
+
+    with_client(folders[:1], work, max_body_bytes=1500, max_held_bytes=1500)
+
+
+def test_so_many_messages_are_on_their_way_as_fit_and_none_for_ever(folders: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is room for one. A client that never sends it is given up, and the next one has its turn."""
+    order: list[str] = []
+    came, caller = asyncio.Event(), grpc_server._caller
+
+    def watched(context: grpc.aio.ServicerContext) -> Any:
+        came.set()
+        return caller(context)
+
+    monkeypatch.setattr(grpc_server, "_caller", watched)
+
+    async def work(client: Client) -> None:
+        stuck = client.channel.stream_unary(f"/{SERVICE}/ModelInfer")()
+        stuck.add_done_callback(lambda _: order.append("stuck"))
+        await came.wait()
+        next_one = asyncio.create_task(client("ModelInfer", question(images(1))))
+        next_one.add_done_callback(lambda _: order.append("next"))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stuck
+        assert (caught.value.code(), caught.value.details()) == (CODE.DEADLINE_EXCEEDED, "The message was not here whole after 0.5 s.")
+        assert len((await next_one).outputs) == 1
+        assert order == ["stuck", "next"]
+
+    with_client(folders[:1], work, max_body_bytes=1500, max_held_bytes=2000, body_timeout_s=0.5)
+
+
+def test_streams_have_a_limit(folders: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grpc_server, "STREAMS", 1)
+
+    async def work(client: Client) -> None:
+        method, message = f"/{SERVICE}/ModelStreamInfer", question(images(1)).SerializeToString()
+        first = client.channel.stream_stream(method)()
+        await first.write(message)
+        await first.read()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            [raw async for raw in client.channel.stream_stream(method)(iter([message]))]
+        assert (caught.value.code(), caught.value.details()) == (CODE.UNAVAILABLE, "1 streams are open, which is the limit.")
+        await first.done_writing()
+        assert await first.read() is grpc.aio.EOF
+        again = client.channel.stream_stream(method)(iter([message]))
+        assert len([raw async for raw in again]) == 1
+
+    with_client(folders[:1], work)
+
+
+def test_a_call_that_ends_without_a_message(folders: list[Path]) -> None:
+    async def work(client: Client) -> None:
+        call = client.channel.stream_unary(f"/{SERVICE}/ModelInfer")(iter([]))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call
+        assert (caught.value.code(), caught.value.details()) == (CODE.INVALID_ARGUMENT, "The call ended without a message.")
+
+    with_client(folders[:1], work)
+
+
+def test_failures_of_ours_are_counted(folders: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise ZeroDivisionError("/secret/path")
+
+    monkeypatch.setattr(grpc_codec, "parse", broken)
+    seen: list[str] = []
+
+    async def work(client: Client) -> None:
+        monkeypatch.setattr(client.service, "refused", lambda refusal, *_: seen.append(refusal.message))
+        expected = (CODE.INTERNAL, "The server failed on this request.")
+        assert await client.refused("ModelInfer", question(images(1))) == expected
+        stream = client.channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")(iter([question(images(1)).SerializeToString()]))
+        assert [M["ModelStreamInferResponse"].FromString(raw).error_message async for raw in stream] == [expected[1]]
+        assert seen == [expected[1]] * 2
+
+    with_client(folders[:1], work)
+
+
+def test_large_typed_contents_are_read_in_a_thread(folders: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: dict[bool, set[str]] = {}
+    parse = grpc_codec.parse
+
+    def watched(message: Any) -> Any:
+        threads.setdefault(bool(message.raw_input_contents), set()).add(threading.current_thread().name)
+        return parse(message)
+
+    monkeypatch.setattr(grpc_codec, "parse", watched)
+
+    async def work(client: Client) -> None:
+        for raw in (True, False):
+            assert list((await client("ModelInfer", question(images(400), raw=raw))).outputs[0].shape) == [400, 10]
+        assert threads[True] == {threading.main_thread().name}
+        assert all(name.startswith("lowbit-prepare") for name in threads[False])
+
+    with_client(folders[:1], work)
+
+
 def test_deadlines(folders: list[Path]) -> None:
     """The call's own and the request's; the server ends first only where it knows of it."""
     late = question(images(1))
@@ -263,11 +394,16 @@ def test_deadlines(folders: list[Path]) -> None:
 
     async def work(client: Client) -> None:
         assert await client.refused("ModelInfer", late) == (CODE.DEADLINE_EXCEEDED, "The deadline had passed when the request came.")
-        assert (await client.refused("ModelInfer", question(images(1)), timeout=1e-4))[0] == CODE.DEADLINE_EXCEEDED
         assert (await client.refused("ModelInfer", question(images(1)), metadata=(("x-request-timeout-ms", "0"),)))[
             0
         ] == CODE.INVALID_ARGUMENT
         assert len((await client("ModelInfer", question(images(1)))).outputs) == 1
+
+        async def never(*_: Any) -> None:
+            await asyncio.Event().wait()
+
+        client.service.answers.answer = never  # type: ignore[method-assign, assignment]
+        assert (await client.refused("ModelInfer", question(images(1)), timeout=0.2))[0] == CODE.DEADLINE_EXCEEDED
 
     with_client(folders[:1], work)
 

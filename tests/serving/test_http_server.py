@@ -97,7 +97,7 @@ def body() -> bytes:
 
 def test_slow_headers_end_the_connection(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first request and one on a connection that was used; a byte now and then does not help, and an idle connection is no fault."""
-    monkeypatch.setattr(PatientForAWhile, "headers_s", 0.2)
+    monkeypatch.setattr(PatientForAWhile, "headers_s", 1.0)
 
     async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
         """What comes back for a request that comes byte by byte."""
@@ -105,9 +105,9 @@ def test_slow_headers_end_the_connection(tiny: Path, monkeypatch: pytest.MonkeyP
             for n in range(len(LIVE)):
                 writer.write(LIVE[n : n + 1])
                 await writer.drain()
-                await asyncio.sleep(0.03)
+                await asyncio.sleep(0.05)
         try:
-            return await asyncio.wait_for(reader.read(), 5)
+            return await asyncio.wait_for(reader.read(), 30)
         except ConnectionError:
             return b""
 
@@ -117,9 +117,9 @@ def test_slow_headers_end_the_connection(tiny: Path, monkeypatch: pytest.MonkeyP
         head = await used[0].readuntil(b"\r\n\r\n")
         assert b" 200 " in head
         assert await used[0].readexactly(len(b'{"live": true}')) == b'{"live": true}'
-        await asyncio.sleep(0.4)
+        await asyncio.sleep(1.5)
         silent, _ = await server.open()
-        assert await asyncio.gather(drip(*used), drip(*await server.open()), asyncio.wait_for(silent.read(), 5)) == [b"", b"", b""]
+        assert await asyncio.gather(drip(*used), drip(*await server.open()), asyncio.wait_for(silent.read(), 30)) == [b"", b"", b""]
         await server.alive()
 
     with_server(tiny, work)

@@ -109,7 +109,7 @@ class Crowd:
                 connection = None
 
 
-def until(what: Any, seconds: float = 20.0) -> None:
+def until(what: Any, seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < end, "it did not happen"
@@ -204,12 +204,12 @@ def test_sigterm_finishes_what_was_accepted(bundle: Path, expected: Any, tmp_pat
 
 
 def test_a_lingering_server_is_not_ready_but_answers_and_then_refuses(bundle: Path) -> None:
-    with running(bundle, options=("--linger", "1.5s")) as server:
+    with running(bundle, options=("--linger", "8s")) as server:
         server.process.send_signal(signal.SIGTERM)
-        until(lambda: call(f"{server.url}/v2/health/ready")[0] == 503, 1.4)
+        until(lambda: call(f"{server.url}/v2/health/ready")[0] == 503, 7)
         status, _, headers = call(f"{server.url}/v2/models/tiny/infer", body(images(1)))
         assert (status, headers["connection"]) == (200, "close")
-        assert server.process.wait(20) == 0
+        assert server.process.wait(60) == 0
 
 
 def test_what_cannot_end_in_time_gets_a_clean_503(bundle: Path) -> None:
@@ -220,7 +220,7 @@ def test_what_cannot_end_in_time_gets_a_clean_503(bundle: Path) -> None:
         until(lambda: "lowbit_in_flight 1.0" in call(f"{server.url}/metrics")[1])
         start = time.monotonic()
         assert server.stop() == 0
-        assert time.monotonic() - start < 10
+        assert time.monotonic() - start < 14  # the window would have ended then
         client.join(10)
         ((status, document, headers),) = found
         assert (status, headers["retry-after"], headers["connection"]) == (503, "1", "close")
@@ -241,7 +241,7 @@ def test_a_request_that_hangs_in_its_body_does_not_keep_the_server(bundle: Path)
         time.sleep(0.2)
         start = time.monotonic()
         assert server.stop() == 0
-        assert time.monotonic() - start < 15
+        assert time.monotonic() - start < 18  # its body has 20 s
 
 
 def test_a_successor_takes_over_without_a_lost_request(bundle: Path, expected: Any, tmp_path: Path) -> None:

@@ -34,11 +34,50 @@ def test_a_changed_file_is_taken_and_a_wrong_one_is_not(tmp_path: Path) -> None:
         assert policy.now.default == "full"
         file.unlink()
         await until(lambda: policy.failed == 2)
+        write(file, "flags: {a: 2024-13-45}")
+        await until(lambda: policy.failed == 3)
         write(file, "default: other")
         await until(lambda: policy.now.default == "other")
         watching.cancel()
 
     asyncio.run(main())
+
+
+def test_whatever_a_check_does_the_file_is_still_watched(tmp_path: Path) -> None:
+    file = tmp_path / "policy.yaml"
+    write(file, "default: chosen")
+
+    def check(found: RoutingPolicy) -> None:
+        if found.default == "odd":
+            raise RuntimeError("a mistake of ours")
+
+    async def main() -> None:
+        policy = LivePolicy(file=file)
+        policy.checks.append(check)
+        watching = asyncio.create_task(policy.watch(0.01))
+        write(file, "default: odd")
+        await until(lambda: policy.failed == 1)
+        assert policy.now.default == "chosen"
+        write(file, "default: full")
+        await until(lambda: policy.now.default == "full")
+        watching.cancel()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "flags: {a: 2024-13-45}",
+        "[" * 5000,
+        "? {a: 1}\n: 2",
+        "rules: [{name: a, use: b, when: {budget_below_ms: 1" + "0" * 400 + "}}]",
+        "\0",
+    ],
+)
+def test_what_is_no_policy_is_a_kind_error(text: str) -> None:
+    with pytest.raises(UsageError):
+        RoutingPolicy.from_yaml(text)
 
 
 async def until(holds: object) -> None:

@@ -6,7 +6,8 @@ import asyncio
 import base64
 import io
 import json
-import time
+import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 from lowbit.bundle.bundle import Bundle
-from lowbit.serving import predict, samples
+from lowbit.serving import aside, openapi, predict, samples
 from lowbit.serving.predict import Predict
 from lowbit.serving.rest import Rest
 from small_models import save
@@ -210,6 +211,59 @@ def test_what_is_wrong_with_an_image_is_named(tiny: Path, body: bytes, headers: 
     assert words in found.error
 
 
+def test_a_form_of_many_parts_is_refused_before_they_are_read(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(samples, "HeaderParser", None)
+    body = b"--Y\r\n\r\n" + b"\r\n--Y" * 200_000 + b"--"
+    found = one(tiny, PATH, body, {"content-type": "multipart/form-data; boundary=Y"})
+    assert (found.status, found.error[:28]) == (413, "The form has 200,000 parts; ")
+
+
+def test_images_are_decoded_one_at_a_time(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind each only the model's own few pixels are kept."""
+    alive: list[weakref.ref[Any]] = []
+    most, decode = 0, samples._decoded
+
+    def watched(*given: Any) -> Any:
+        nonlocal most
+        image, pixels = decode(*given)
+        alive.append(weakref.ref(image))
+        most = max(most, sum(each() is not None for each in alive))
+        return image, pixels
+
+    monkeypatch.setattr(samples, "_decoded", watched)
+    found = one(tiny, PATH, *form(*(png(n) for n in range(8))))
+    assert found.json["outputs"][0]["shape"] == [8, 10]
+    assert (len(alive), most) == (8, 2)  # the one before is let go once the next is there
+
+
+def test_what_was_loaded_answers_whatever_the_folder_holds_by_then(tmp_path: Path) -> None:
+    folder = tiny_bundle(tmp_path / "tiny")
+
+    async def work(app: Rest) -> None:
+        fronted = front(app.service)
+        (folder / "preprocess.yaml").write_text("nonsense: [")
+        assert (await call(fronted, "POST", PATH, png(), PNG)).status == 200
+        (each,) = openapi.document(app.service.models.values(), keys=False)["info"]["x-models"]
+        assert each["x-takes"] == "image"
+
+    ask([folder], work)
+
+
+def test_large_answers_are_written_in_a_thread(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names: list[str] = []
+    told = predict.told
+
+    def watched(*given: Any) -> Any:
+        names.append(threading.current_thread().name.rpartition("_")[0])
+        return told(*given)
+
+    monkeypatch.setattr(predict, "told", watched)
+    assert one(tiny, PATH, png(), PNG).status == 200
+    monkeypatch.setattr(aside, "SMALL", 30)
+    assert one(tiny, PATH, png(), PNG).status == 200
+    assert names == ["", "lowbit-prepare"]
+
+
 def test_pixels_of_a_request_have_a_limit_together(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(samples, "MOST_PIXELS_TOGETHER", 1500)
     assert one(tiny, PATH, *form(png(0), png(1))).status == 200
@@ -223,6 +277,10 @@ def test_pixels_of_a_request_have_a_limit_together(tiny: Path, monkeypatch: pyte
         ("varient=full", "The query has 'varient', which is not known"),
         ("top=0", "top must be"),
         ("top=x", "top must be"),
+        ("top=1001", "top must be"),
+        ("top=10000", "top must be"),
+        ("top=010009", "top must be"),
+        pytest.param("top=01000" + "9" * 5000, "top must be", id="many digits"),
         ("outputs=no", "outputs must be"),
     ],
 )
@@ -285,7 +343,14 @@ def test_text_in_every_form(text: Path) -> None:
         assert found.json["predictions"][0]["confidence"] == pytest.approx(1 / (1 + np.exp(-1.5)), rel=1e-5)  # -3 / 4 words against 3 / 4
         for body, headers, status, words in (
             (b"\xff", plain, 400, "The text is not utf-8."),
-            (b"hi", {"content-type": "text/plain; charset=klingon"}, 400, "The text is not klingon."),
+            (
+                b"hi",
+                {"content-type": "text/plain; charset=klingon"},
+                400,
+                "The text is 'klingon'. Allowed: utf-8, us-ascii, utf-16, iso-8859-1.",
+            ),
+            (b"hi-", {"content-type": "text/plain; charset=punycode"}, 400, "The text is 'punycode'."),
+            (b"hi", {"content-type": "text/plain; charset=idna"}, 400, "The text is 'idna'."),
             (png(), PNG, 415, "this model takes text"),
             (*as_json([1, 2]), 400, "this model takes a text"),
             (*as_json({"a": "x", "b": "y"}), 400, "this model takes a text"),
@@ -320,22 +385,26 @@ def test_keys_methods_and_deadlines(tiny: Path) -> None:
 def test_decoding_keeps_nobody_waiting(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While a sample is prepared in a thread, the event loop goes on, and the server waits for it before it ends."""
     prepare = predict.prepare
+    started, go_on = threading.Event(), threading.Event()
 
     def slow(*arguments: Any) -> Any:
-        time.sleep(0.2)
+        started.set()
+        assert go_on.wait(30), "the event loop was kept waiting"
         return prepare(*arguments)
 
     monkeypatch.setattr(predict, "prepare", slow)
 
     async def work(app: Rest) -> None:
         asking = asyncio.create_task(call(front(app.service), "POST", PATH, png(), PNG))
-        await asyncio.sleep(0.05)
-        start = asyncio.get_running_loop().time()
+        assert await asyncio.to_thread(started.wait, 30)
         assert (await call(app, "GET", "/v2/health/live")).status == 200
-        assert asyncio.get_running_loop().time() - start < 0.1
         app.service.draining = True
         assert not asking.done()
-        await app.service.model("tiny").drained()
+        drained = asyncio.create_task(app.service.model("tiny").drained())
+        await asyncio.sleep(0)
+        assert not drained.done()
+        go_on.set()
+        await drained
         assert (await asking).status == 200
 
     ask([tiny], work)

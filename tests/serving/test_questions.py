@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from lowbit.serving.answering import Answers
 from lowbit.serving.asgi import refuse
 from lowbit.serving.live_policy import LivePolicy
 from lowbit.serving.pages import Pages
-from lowbit.serving.questions import FILE, AlreadyAnswered, Question, Questions
+from lowbit.serving.questions import FILE, MAX_ANSWER, AlreadyAnswered, Question, Questions
 from lowbit.serving.refusals import Malformed, NotServed, Refusal
 from lowbit.serving.routing import RoutingPolicy
 from lowbit.serving.settings import Settings
@@ -122,10 +123,68 @@ def test_a_folder_that_cannot_be_used_is_an_error(tmp_path: Path) -> None:
         Questions(tmp_path)
 
 
+def test_clients_that_go_away_leave_the_count_right(tmp_path: Path) -> None:
+    async def work(questions: Questions) -> None:
+        block = threading.Event()
+        questions._thread.submit(block.wait)
+        asking = [asyncio.create_task(put(questions, f"r{number}")) for number in range(5)]
+        await asyncio.sleep(0)
+        for task in asking[:3]:
+            task.cancel()
+        block.set()
+        found = await asyncio.gather(*asking, return_exceptions=True)
+        listed = await questions.listed()
+        assert len(listed) == questions.facts()["open"] == 2  # the others found the queue full, whoever still waits for them
+        assert questions.facts()["refused"] == 2
+        assert found[3:] == [None, None]
+        block.clear()
+        questions._thread.submit(block.wait)
+        answering = asyncio.create_task(questions.answer(listed[0]["id"], 1))
+        await asyncio.sleep(0)
+        answering.cancel()
+        block.set()
+        assert len(await questions.listed()) == questions.facts()["open"] == 1
+        assert await put(questions) is not None
+
+    with_queue(tmp_path, work, max_open=2)
+
+
+def test_of_answered_questions_the_newest_are_kept(tmp_path: Path) -> None:
+    async def work(questions: Questions) -> None:
+        names = [await put(questions, f"r{number}") or "" for number in range(4)]
+        for name in (names[2], names[0], names[3]):
+            assert (await questions.answer(name, 1))["id"] == name
+        assert {each["id"] for each in await questions.listed(state="answered")} == {names[0], names[3]}
+        assert [each["id"] for each in await questions.listed()] == [names[1]]
+
+    with_queue(tmp_path, work, max_answered=2)
+    with_queue(tmp_path, lambda questions: answer_first(questions), max_answered=2)
+
+
+async def answer_first(questions: Questions) -> None:
+    """What was answered before a restart counts."""
+    await questions.answer((await questions.listed())[0]["id"], 1)
+    assert len(await questions.listed(state="answered")) == 2
+
+
+@pytest.mark.parametrize("answer", [float("nan"), [float("inf")], "\ud800", "x" * MAX_ANSWER, {1, 2}])
+def test_an_answer_is_json_and_not_too_long(tmp_path: Path, answer: Any) -> None:
+    async def work(questions: Questions) -> None:
+        name = await put(questions) or ""
+        with pytest.raises(Malformed):
+            await questions.answer(name, answer)
+        with pytest.raises(Malformed):
+            await questions.answer(name, 1, "\ud800")
+        assert questions.facts()["open"] == 1
+        assert (await questions.answer(name, "x" * (MAX_ANSWER - 2)))["answer"][0] == "x"
+
+    with_queue(tmp_path, work)
+
+
 # Over HTTP ---------------------------------------------------------------------------------------------------------------------
 
 
-def http(folder: Path, *calls: tuple[str, str, Any], keys: tuple[str, ...] = ("secret",)) -> list[tuple[int, Any]]:
+def http(folder: Path, *calls: tuple[str, str, Any], keys: tuple[str, ...] = ("secret",), **options: Any) -> list[tuple[int, Any]]:
     """Calls one after the other: (method, path, document)."""
 
     async def work(questions: Questions) -> list[tuple[int, Any]]:
@@ -136,7 +195,7 @@ def http(folder: Path, *calls: tuple[str, str, Any], keys: tuple[str, ...] = ("s
         name = (await questions.listed())[0]["id"]
         return [await call(pages, method, path.replace("ID", name), document) for method, path, document in calls]
 
-    return with_queue(folder, work)  # type: ignore[no-any-return]
+    return with_queue(folder, work, **options)  # type: ignore[no-any-return]
 
 
 async def call(pages: Pages, method: str, path: str, document: Any) -> tuple[int, Any]:
@@ -195,6 +254,18 @@ def test_flags_are_turned_over_http(tmp_path: Path) -> None:
     assert RoutingPolicy.from_yaml(found[5][1]["policy"]).flags == {"trial": 0.5}
 
 
-def test_without_keys_nobody_turns_flags(tmp_path: Path) -> None:
-    found = http(tmp_path, ("PUT", "/v1/admin/flags", {"trial": True}), ("GET", "/v1/questions", None), keys=())
-    assert [status for status, _ in found] == [404, 200]
+def test_without_keys_nobody_turns_flags_answers_or_sees_what_others_sent(tmp_path: Path) -> None:
+    calls = ("GET", "/v1/questions", None), ("GET", "/v1/questions/ID", None), ("POST", "/v1/questions/ID", {"answer": 1})
+    found = http(tmp_path / "open", ("PUT", "/v1/admin/flags", {"trial": True}), *calls, keys=(), keep_inputs=True)
+    assert [status for status, _ in found] == [404, 200, 200, 405]
+    assert "inputs" not in found[2][1]
+    assert found[2][1]["outputs"]
+    found = http(tmp_path / "keyed", *calls, keep_inputs=True)
+    assert [status for status, _ in found] == [200, 200, 200]
+    assert found[1][1]["inputs"][0]["data"] == X[[1, 3]].ravel().tolist()
+
+
+def test_nonsense_as_an_answer_is_the_clients_mistake(tmp_path: Path) -> None:
+    path = "/v1/questions/ID"
+    found = http(tmp_path, *(("POST", path, answer) for answer in ({"answer": float("nan")}, {"answer": 1, "by": "\ud800"})))
+    assert [status for status, _ in found] == [400, 400]

@@ -134,3 +134,11 @@ def test_a_confidence_is_what_the_comparison_of_models_calls_one(tiny: Deploymen
     record = Record(tiny)
     record.add({INPUT: images(200)}, {OUTPUT: logits}, 200)
     assert np.abs(record.confidence - expected).sum() <= 2  # a value on the edge of two bins
+
+
+def test_inputs_without_values_are_no_failure() -> None:
+    moments = Moments()
+    moments.add(np.empty(0, np.float32))
+    assert moments.shown() == {"n": 0, "mean": None, "std": None, "min": None, "max": None, "not_finite": 0}
+    moments.add(np.array([3.0], np.float32))
+    assert (moments.n, moments.mean) == (1, 3.0)

@@ -5,20 +5,24 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import threading
 import zlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from asgi_case import Answered, ask, call, echo_bundle, mixed_bundle
 from serving_case import BASELINE, INPUT, INT8, OUTPUT, tiny_bundle
 
 from lowbit import __version__
-from lowbit.serving import asgi
+from lowbit.serving import asgi, aside, rest_codec
 from lowbit.serving.asgi import App, Incoming
+from lowbit.serving.requests import Wanted
 from lowbit.serving.rest import Rest
+from lowbit.serving.service import _shown
 from small_models import images
 
 TINY = "/v2/models/tiny"
@@ -129,6 +133,31 @@ def test_classes_instead_of_a_tensor(tiny: Path) -> None:
         assert [float(value) for value, _ in said] == pytest.approx(np.take_along_axis(logits, best, 1).ravel(), abs=1e-6)
 
     ask([tiny], work)
+
+
+@pytest.mark.parametrize(
+    ("values", "best"),
+    [
+        (np.array([[3, 200, 0, 7]], np.uint8), ["200.000000:1", "7.000000:3", "3.000000:0"]),
+        (np.array([[-128, 127, 5, 5]], np.int8), ["127.000000:1", "5.000000:2", "5.000000:3"]),
+        (np.array([[False, True, False]]), ["1.000000:1", "0.000000:0", "0.000000:2"]),
+        (np.array([[np.nan, 1, np.inf]], np.float32), ["inf:2", "1.000000:1", "nan:0"]),
+        (np.array([[1, 2, -3]], ml_dtypes.bfloat16), ["2.000000:1", "1.000000:0", "-3.000000:2"]),
+        (np.array([7], np.uint64), ["7.000000:0"]),
+    ],
+)
+def test_top_classes_of_every_kind_of_number(values: Any, best: list[str]) -> None:
+    assert [each.decode() for each in _shown(values, Wanted("y", None, 3))[0]] == best
+
+
+def test_strings_have_no_top_classes_and_nobody_gets_more_than_a_thousand(tiny: Path, tmp_path: Path) -> None:
+    words = {"name": "words", "datatype": "BYTES", "shape": [1, 2], "data": ["a", "b"]}
+    body = {"inputs": [words], "outputs": [{"name": "same", "parameters": {"classification": 1}}]}
+    found = one(echo_bundle(tmp_path / "echo"), "POST", "/v2/models/echo/infer", json.dumps(body).encode())
+    assert (found.status, found.error) == (400, "Output 'same' is strings: it has no top classes.")
+    for top, status in ((1000, 200), (1001, 400), (2**70, 400)):
+        asked = question(1, outputs=[{"name": OUTPUT, "parameters": {"classification": top}}])
+        assert one(tiny, "POST", INFER, asked).status == status
 
 
 def test_strings_come_back(tmp_path: Path) -> None:
@@ -324,10 +353,65 @@ def test_a_bomb_is_not_unpacked() -> None:
 
     tracemalloc.start()
     with pytest.raises(asgi.TooLarge):
-        asgi._unpacked(BOMB, "gzip", 1_000_000)
+        asyncio.run(asgi._unpacked(BOMB, "gzip", 1_000_000))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 4_000_000
+
+
+class Threads:
+    """Where a function runs."""
+
+    def __init__(self, work: Callable[..., Any]) -> None:
+        self.work = work
+        self.seen: list[str] = []
+
+    def __call__(self, *given: Any) -> Any:
+        self.seen.append(threading.current_thread().name.rpartition("_")[0])
+        return self.work(*given)
+
+
+AWAY, HERE = "lowbit-prepare", ""
+
+
+def test_what_takes_long_is_done_in_a_thread_and_small_things_are_not(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parse, render = Threads(rest_codec.parse), Threads(rest_codec.render)
+    monkeypatch.setattr(rest_codec, "parse", parse)
+    monkeypatch.setattr(rest_codec, "render", render)
+    x = images(500)
+
+    def binary(datatype: str = "FP32") -> tuple[bytes, dict[str, str]]:
+        entry = {"name": INPUT, "datatype": datatype, "shape": list(x.shape), "parameters": {"binary_data_size": x.nbytes}}
+        head = json.dumps({"inputs": [entry]}).encode()
+        return head + x.tobytes(), {"Inference-Header-Content-Length": str(len(head))}
+
+    async def work(app: Rest) -> None:
+        for body, headers, status in ((question(1), {}, 200), (question(500), {}, 200), (*binary(), 200), (*binary("BYTES"), 400)):
+            assert (await call(app, "POST", INFER, body, headers)).status == status
+        assert parse.seen == [HERE, AWAY, HERE, AWAY]
+        assert render.seen == [HERE] * 3
+        monkeypatch.setattr(aside, "SMALL", 1000)
+        found = await call(app, "POST", INFER, *binary())
+        assert render.seen == [HERE] * 3 + [AWAY]
+        assert found.json["outputs"][0]["shape"] == [500, 10]
+
+    ask([tiny], work)
+
+
+def test_the_loop_goes_on_while_a_large_body_is_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The large rest of it is unpacked in a thread; a small body is not."""
+    away = Threads(lambda unpack, *given: unpack(*given))
+    in_thread = aside.in_thread
+
+    async def watched(*given: Any) -> Any:
+        return await in_thread(away, *given)
+
+    monkeypatch.setattr(aside, "in_thread", watched)
+    for size, seen in ((1000, []), (aside.SMALL - 1, []), (aside.SMALL, [AWAY]), (5 << 20, [AWAY])):
+        away.seen.clear()
+        data = np.random.default_rng(0).bytes(size)
+        assert asyncio.run(asgi._unpacked(gzip.compress(data, 1), "gzip", 5 << 20)) == data
+        assert away.seen in (seen, []) if size == aside.SMALL else away.seen == seen
 
 
 # Who asks --------------------------------------------------------------------------------------------------------------
@@ -340,7 +424,13 @@ def test_keys(tiny: Path) -> None:
             assert (found.status, found.error[:22]) == (401, "An API key is needed: ")
             assert (await call(app, "GET", TINY, headers=headers)).status == 401
             assert (await call(app, "GET", "/v2", headers=headers)).status == 401
-        for headers in ({"authorization": "Bearer first"}, {"x-api-key": "second"}):
+        for headers in (
+            {"authorization": "Bearer first"},
+            {"authorization": "bearer  first "},
+            {"x-api-key": "second"},
+            {"authorization": "Basic dTpw", "x-api-key": "second"},  # a proxy's own
+            {"authorization": "Bearer proxy", "x-api-key": "second"},
+        ):
             assert (await call(app, "POST", INFER, question(), headers)).status == 200
             assert (await call(app, "GET", TINY, headers=headers)).status == 200
         for path in ("/v2/health/live", "/v2/health/ready"):

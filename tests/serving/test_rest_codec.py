@@ -257,6 +257,18 @@ def test_json_has_a_limit_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
         rest_codec.parse(json.dumps({"inputs": [{**GOOD, "data": [0] * 100}]}).encode(), None)
 
 
+def test_lists_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small to send, large to hold: empty ones."""
+    monkeypatch.setattr(rest_codec, "MOST_LISTS", 100)
+    document = {**GOOD, "shape": [99, 1], "data": [[0]] * 99}
+    with pytest.raises(TooLarge, match="more than 100 lists and objects"):
+        rest_codec.parse(json.dumps({"inputs": [document]}).encode(), None)
+    with pytest.raises(TooLarge):
+        rest_codec.read_json(memoryview(b"[" + b"{}," * 200 + b"0]"))
+    fits = {**GOOD, "shape": [95, 1], "data": [[0]] * 95}
+    assert rest_codec.parse(json.dumps({"inputs": [fits]}).encode(), None).inputs["x"].shape == (95, 1)
+
+
 def test_a_binary_tensor_is_not_copied() -> None:
     body, header = binary_body({"x": np.arange(1000, dtype=np.float32)})
     found = rest_codec.parse(body, header).inputs["x"]

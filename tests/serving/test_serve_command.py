@@ -34,10 +34,21 @@ def test_a_busy_port_is_said_before_anything_is_loaded(shell, tmp_path: Path) ->
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        for option in (("--port", port, "--no-grpc"), ("--port", 0, "--grpc-port", port)):
+        for option in (
+            ("--port", port, "--no-grpc"),
+            ("--port", 0, "--grpc-port", port),
+            ("--port", port, "--no-grpc", "--reuse-port"),
+            ("--port", 0, "--grpc-port", port, "--reuse-port"),
+        ):
             done = shell(tmp_path / "no such bundle", *option)
             assert done.code == 2
             assert f"Cannot listen on 127.0.0.1:{port}" in done.err
+
+
+def test_rest_and_grpc_on_one_port_is_said_before_anything_is_loaded(shell, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    for more in ((), ("--reuse-port",)):
+        done = shell(tmp_path / "no such bundle", "--port", 18123, "--grpc-port", 18123, *more)
+        assert (done.code, "cannot share port 18123" in done.err) == (2, True)
 
 
 def test_two_models_of_one_name(shell, bundle: Path) -> None:  # type: ignore[no-untyped-def]
@@ -57,7 +68,7 @@ def test_options_that_do_not_go_together(shell, bundle: Path, tmp_path: Path) ->
     pem = tmp_path / "nonsense.pem"
     for options, words in (
         (("--tls-certificate", pem), "certificate and its key"),
-        (("--tls-certificate", pem, "--tls-key", pem), "no certificate chain"),
+        (("--tls-certificate", pem, "--tls-key", pem), "cannot be used"),
         (("--api-key-file", tmp_path / "empty"), "There is no key"),
         (("--api-key-file", tmp_path / "missing"), "there is no file"),
         (("--linger", "30s"), "leaves nothing"),
@@ -75,9 +86,36 @@ def test_keys_come_from_file_and_environment_never_from_the_command_line(tmp_pat
     monkeypatch.setenv("LOWBIT_API_KEYS", "third, fourth")
     assert set(_keys(tmp_path / "keys")) == {"first", "second", "third", "fourth"}
     assert set(_keys(None)) == {"third", "fourth"}
+    (tmp_path / "keys").write_text("\ufeffsecond\n  # not a key\n", encoding="utf-8")
+    assert _keys(tmp_path / "keys") == ("third", "fourth", "second")
     monkeypatch.delenv("LOWBIT_API_KEYS")
     assert _keys(None) == ()
     assert not any("--api-key" in option.opts for option in command.params)
+
+
+@pytest.mark.parametrize("text", ["", " , ", "# off"])
+def test_an_environment_without_a_key_does_not_leave_the_server_open(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lowbit.cli.serve import _keys
+
+    monkeypatch.setenv("LOWBIT_API_KEYS", text)
+    (tmp_path / "keys").write_text("first\n")
+    for file in (None, tmp_path / "keys"):
+        with pytest.raises(UsageError, match="There is no key in LOWBIT_API_KEYS"):
+            _keys(file)
+
+
+def test_a_file_of_keys_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lowbit.cli.serve import _keys
+
+    monkeypatch.delenv("LOWBIT_API_KEYS", raising=False)
+    (tmp_path / "keys").write_bytes(b"\xff\xfe\x00key")
+    with pytest.raises(UsageError, match="The keys in keys cannot be read: it is not UTF-8"):
+        _keys(tmp_path / "keys")
+    with pytest.raises(UsageError, match="cannot be read"):
+        _keys(tmp_path)  # a folder
+    (tmp_path / "keys").write_text("  # a comment that is indented\n")
+    with pytest.raises(UsageError, match="There is no key in keys"):
+        _keys(tmp_path / "keys")
 
 
 def test_traces_without_their_library_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import io
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,15 @@ from PIL import Image
 from serving_case import tiny_bundle
 
 from lowbit.bundle.bundle import Bundle
+from lowbit.errors import UsageError
 from lowbit.serving.answered import Answered, Plan
 from lowbit.serving.cache import images, similar
 from lowbit.serving.cache.cache import Cache
-from lowbit.serving.cache.guard import MEMORY, Guard, wilson
+from lowbit.serving.cache.guard import MEMORY, Guard, at_least, at_most, upper_bound
 from lowbit.serving.cache.images import Look, Pixels
+from lowbit.serving.cache.settings import CacheSettings
 from lowbit.serving.cache.similar import CLOSE, LocalIndex, differing
-from lowbit.serving.cache.store import Kept, Local
+from lowbit.serving.cache.store import Fits, Kept, Local, anything
 from lowbit.serving.certainty import ClassReader
 from lowbit.types import Feeds, TensorInfo
 
@@ -119,12 +122,12 @@ def test_what_is_no_single_image_is_not_looked_at() -> None:
 
 def test_a_bundle_says_how_its_pixels_are_read(tmp_path: Path) -> None:
     bundle = Bundle.load(tiny_bundle(tmp_path / "tiny"))
-    found = images.pixels_of(bundle, (TensorInfo("x", (None, 3, 8, 8), "float32"),))
+    found = images.pixels_of(bundle.preprocess, (TensorInfo("x", (None, 3, 8, 8), "float32"),))
     assert found == Pixels("x", True, 1 / 255)
-    assert images.pixels_of(bundle, (TensorInfo("x", (None, 8), "float32"),)) is None
+    assert images.pixels_of(bundle.preprocess, (TensorInfo("x", (None, 8), "float32"),)) is None
     steps = bundle.folder / "preprocess.yaml"
     steps.write_text(steps.read_text().replace("kind: image", "kind: array"))
-    assert images.pixels_of(bundle, (TensorInfo("x", (None, 3, 8, 8), "float32"),)) is None
+    assert images.pixels_of(bundle.preprocess, (TensorInfo("x", (None, 3, 8, 8), "float32"),)) is None
 
 
 def test_bits_are_counted_with_and_without_numpys_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,20 +182,25 @@ def test_the_index_stays_within_its_bounds_and_forgets_the_oldest() -> None:
 # The guard -------------------------------------------------------------------------------------------------------------------
 
 
-def test_wilsons_bounds() -> None:
-    low, high = wilson(1, 100, 1.959963984540054)  # published: 0.18 % to 5.45 %
-    assert (low, high) == (pytest.approx(0.00177, abs=2e-5), pytest.approx(0.05449, abs=2e-5))
-    assert wilson(0, 0) == (0.0, 1.0)
+def summed(found: int, n: int, share: float) -> float:
+    return sum(math.comb(n, number) * share**number * (1 - share) ** (n - number) for number in range(found + 1))
 
 
-@given(st.integers(0, 500), st.integers(0, 500))
-def test_bounds_hold_the_share(found: int, more: int) -> None:
+@given(st.integers(0, 60), st.integers(0, 60), st.floats(0.001, 0.999))
+def test_tails_are_those_of_the_binomial_distribution(found: int, more: int, share: float) -> None:
     n = found + more
-    if n:
-        low, high = wilson(found, n)
-        assert 0 <= low <= found / n + 1e-12
-        assert found / n <= high + 1e-12
-        assert high <= 1
+    assert at_most(found, n, share) == pytest.approx(summed(found, n, share), rel=1e-9, abs=1e-300)
+    assert at_least(found, n, share) == pytest.approx(summed(n - found, n, 1 - share), rel=1e-9, abs=1e-300)
+
+
+def test_tails_and_bounds_of_many() -> None:
+    assert at_most(0, 598, 0.005) == pytest.approx(0.995**598, rel=1e-9)
+    assert at_most(10_000, 20_000, 0.005) == 1
+    assert at_least(10_000, 20_000, 0.005) == 0
+    assert at_least(10, 20_000, 0.005) + at_most(9, 20_000, 0.005) == pytest.approx(1)
+    assert upper_bound(0, 598) == pytest.approx(1 - 0.05 ** (1 / 598), abs=1e-12)  # no fault: the rule of three, exactly
+    assert upper_bound(0, 0) == upper_bound(3, 3) == 1
+    assert upper_bound(1, 100, 0.025) == pytest.approx(0.0545, abs=1e-4)  # published
 
 
 def test_hits_are_all_worked_out_until_they_are_proved() -> None:
@@ -202,30 +210,67 @@ def test_hits_are_all_worked_out_until_they_are_proved() -> None:
         assert guard.checks()
         guard.told(right=True)
         steps += 1
-    assert steps == 539  # the least n for which 0 of n is below 0.5 % with 95 %
+    assert steps == 736  # the least n for which 0.995^n is at most half of 5 %
+    assert guard.upper < 0.005
     assert abs(sum(guard.checks() for _ in range(20_000)) / 20_000 - 0.02) < 0.005
-    same = [Guard(0.005, 0.5, seed=3) for _ in range(2)]
-    for each in same:
-        each.checked = 10_000
+    same = [Guard(0.005, 0.5, seed=3, proved=True) for _ in range(2)]
     assert [same[0].checks() for _ in range(50)] == [same[1].checks() for _ in range(50)]
+
+
+@pytest.mark.parametrize("budget", [0.0, 1.0, -0.1, float("nan")])
+def test_a_budget_that_nothing_can_show_is_an_error(budget: float) -> None:
+    with pytest.raises(UsageError, match="wrong answers"):
+        Cache.of(CacheSettings(1 << 20, similar=True, similar_budget=budget))
+
+
+def shares_on(rate: float, seeds: range, checks: int = 2400, budget: float = 0.05) -> float:
+    """Share of guards that were ever on, with hits that are wrong at a rate."""
+    ever = 0
+    for seed in seeds:
+        guard, wrong = Guard(budget, 1.0), np.random.default_rng(seed).random(checks) < rate
+        for each in wrong:
+            guard.told(right=not each)
+            if guard.state != "proving":
+                break
+        ever += guard.state == "on"
+    return ever / len(seeds)
+
+
+def test_a_rate_at_the_budget_is_almost_never_let_on_however_long_it_is_looked_at() -> None:
+    """Five looks each: whoever looked after every check with 95 % confidence would let a third of them on."""
+    assert shares_on(0.05, range(1000)) <= 0.05
+    assert shares_on(0.01, range(100)) >= 0.95
 
 
 def test_it_switches_itself_off_above_the_budget_and_goes_back_to_proving_near_it() -> None:
     guard = Guard(0.005, 0.02)
+    guard.told(right=False)
+    assert guard.state == "proving"  # one fault in one is nothing that the budget rules out: 0.5 %
     guard.told(right=False)
     assert guard.state == "off"
     for _ in range(2000):  # what is under way may still be told
         guard.told(right=True)
     assert guard.state == "off"
     doubtful = Guard(0.005, 0.02)
-    for _ in range(600):
+    for _ in range(736):
         doubtful.told(right=True)
     assert doubtful.state == "on"
     doubtful.told(right=False)
     assert doubtful.state == "proving"
-    for _ in range(10):
+    for _ in range(735):
+        assert doubtful.checks()
+        doubtful.told(right=True)
+    assert doubtful.state == "on"  # the second look: one of 1,472 is less than half of the 5 % that are left
+    for _ in range(30):
         doubtful.told(right=False)
     assert doubtful.state == "off"
+
+
+def test_few_faults_far_below_the_budget_do_not_stop_it() -> None:
+    guard = Guard(0.005, 0.02)
+    for number in range(10_000):
+        guard.told(right=number % 2000 != 1000)
+    assert guard.state == "on"
 
 
 def test_old_checks_count_less() -> None:
@@ -264,9 +309,7 @@ def plan(tmp_path: Path) -> Iterator[Plan]:
 
 
 def cache(*, proved: bool) -> Cache:
-    guard = Guard(0.005, 0.0)
-    guard.checked = 10_000.0 if proved else 0.0
-    return Cache(Local(1 << 20, 1e9), LocalIndex(1 << 24, 1e9), guard)
+    return Cache(Local(1 << 20, 1e9), LocalIndex(1 << 24, 1e9), lambda: Guard(0.005, 0.0, proved=proved))
 
 
 def asking(made: Cache, model: Model, *given: tuple[np.ndarray, bool]) -> list[Answered]:
@@ -305,9 +348,9 @@ def test_critical_requests_never_get_another_images_answer(plan: Plan) -> None:
 
 def test_critical_requests_do_not_join_one_that_is_answered_as_similar(plan: Plan) -> None:
     class Slow(LocalIndex):
-        async def near(self, space: bytes, look: Look) -> Kept | None:
+        async def near(self, space: bytes, look: Look, fits: Fits = anything) -> Kept | None:
             await asyncio.sleep(0.01)  # as one in another process would
-            return await super().near(space, look)
+            return await super().near(space, look, fits)
 
     model, made, image = Model(plan), cache(proved=True), photo(1)
     made.similar = Slow(1 << 24, 1e9)
@@ -330,15 +373,38 @@ def test_answers_that_were_close_are_not_kept_for_others(plan: Plan) -> None:
 def test_until_they_are_proved_similar_answers_are_worked_out(plan: Plan) -> None:
     model, made, image = Model(plan), cache(proved=False), photo(1)
     assert words(asking(made, model, (image, False), (encoded(image, 95), False))) == ["miss", "shadow"]
-    assert (model.ran, made.guard.checked, made.guard.wrong) == (2, 1, 0)
+    guard = made.guard(plan)
+    assert (model.ran, guard.checked, guard.wrong) == (2, 1, 0)
 
 
 def test_wrong_ones_switch_it_off(plan: Plan) -> None:
     model, made, image = Model(plan), cache(proved=False), photo(1)
     asking(made, model, (image, False))
+    made.guard(plan).told(right=False)
     model.classes = (2, 2)
     found = asking(made, model, (encoded(image, 95), False), (encoded(image, 94), False))
     assert words(found) == ["shadow", "miss"]
     assert found[0].outputs["y"].argmax() == 2  # what was worked out is what is answered
     facts: dict[str, Any] = made.facts()
-    assert (facts["similar_off"], facts["similar_wrong"]) == (1, 1)
+    assert (facts["similar_off"], facts["similar_wrong"]) == (1, 2)
+
+
+def test_what_one_model_got_right_says_nothing_of_another(plan: Plan) -> None:
+    """Each namespace proves itself, and one that is off leaves the others alone; metrics tell the worst."""
+    other = dataclasses.replace(plan, space=b"another")
+    made, image = cache(proved=False), photo(1)
+    good, bad = Model(plan), Model(other)
+    while made.guard(plan).state == "proving":
+        made.guard(plan).told(right=True)
+    assert made.facts()["similar_on"] == 1
+    for _ in range(3):
+        made.guard(other).told(right=False)
+    for model in (good, bad):
+        asking(made, model, (image, False))
+    copy = encoded(image, 95)
+    assert words([*asking(made, good, (copy, False)), *asking(made, bad, (copy, False))]) == ["similar", "miss"]
+    facts = made.facts()
+    assert (facts["similar_on"], facts["similar_off"], facts["similar_wrong"]) == (0, 1, 3)
+    assert facts["similar_wrong_upper"] > 0.5
+    made.only({plan.similar_space})
+    assert made.facts()["similar_on"] == 1

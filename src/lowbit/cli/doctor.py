@@ -20,6 +20,7 @@ EXTRAS = {
     "text": "tokenizers",
     "serve": "uvicorn",
     "otel": "opentelemetry",
+    "ray": "ray",
     "redis": "redis",
     "torch": "torch",
     "huggingface": "transformers",

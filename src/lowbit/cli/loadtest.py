@@ -39,7 +39,7 @@ class Rates(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.
 @click.command("loadtest", short_help="Load a server as its users would, and find what it holds.")
 @click.argument("url")
 @click.option("--model", required=True, metavar="NAME", help="To ask.")
-@click.option("--grpc", metavar="HOST:PORT", help="Send over gRPC to this address, instead of REST.")
+@click.option("--grpc", metavar="HOST:PORT", help="Send over gRPC to this address; with TLS where URL has https.")
 @click.option("--rate", "rates", type=Rates(), metavar="N,...", help="Requests a second, a step each.  [default: raised until it breaks]")
 @click.option("--first", type=click.FloatRange(0.1), default=10.0, show_default=True, metavar="N", help="The rate to begin with.")
 @click.option("--seconds", type=Duration(), default="10s", show_default=True, metavar="TIME", help="Of each step.")
@@ -90,7 +90,11 @@ async def _run(url: str, objective: Objective, show: Any, **options: Any) -> tup
     headers = _headers(options["api_key_file"])
     model = await describe(url, options["model"], headers)
     feeds = varied(model, options["rows"], options["size"], options["seed"])
-    target = GrpcTarget(options["grpc"], model, feeds, headers) if options["grpc"] else RestTarget(url, model, feeds, headers)
+    target: GrpcTarget | RestTarget
+    if options["grpc"]:
+        target = GrpcTarget(options["grpc"], model, feeds, headers, tls=url.startswith("https:"))
+    else:
+        target = RestTarget(url, model, feeds, headers)
     try:
         warm = await closed_loop(target, 1, 0.5)
         if not warm.ok:
@@ -105,8 +109,16 @@ async def _run(url: str, objective: Objective, show: Any, **options: Any) -> tup
 
 
 def _headers(file: Path | None) -> dict[str, str]:
-    key = file.read_text(encoding="utf-8").strip() if file else os.environ.get(KEY, "").strip()
-    return {"Authorization": f"Bearer {key}"} if key else {}
+    try:
+        text = file.read_text(encoding="utf-8-sig") if file else os.environ.get(KEY, "")
+    except (OSError, UnicodeError):
+        raise UsageError(f"The key in {file} cannot be read.", "Give a text file with one key.") from None
+    keys = [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("#")]
+    if len(keys) > 1 or (file and not keys):
+        raise UsageError(f"There are {len(keys)} keys in {file or KEY}.", "A load test sends one key: leave one line.")
+    if keys and not (keys[0].isascii() and keys[0].isprintable()):
+        raise UsageError(f"The key in {file or KEY} cannot be part of a header.", "Keys are letters, digits and signs of ASCII.")
+    return {"Authorization": f"Bearer {keys[0]}"} if keys else {}
 
 
 def _show(step: Step) -> None:

@@ -31,7 +31,7 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--max-batch", type=click.IntRange(1), metavar="N", help="Rows in a batch.  [default: what was measured to be best]")
 @click.option("--window", type=Duration(), default="0ms", show_default=True, metavar="TIME", help="Wait so long for a batch to fill.")
 @click.option("--queue", type=click.IntRange(1), default=256, show_default=True, metavar="N", help="Rows that may wait for each variant.")
-@click.option("--deadline", type=Duration(), default="30s", show_default=True, metavar="TIME", help="Of a request that says none.")
+@click.option("--deadline", type=Duration(), default="30s", show_default=True, metavar="TIME", help="Of a request that says none, or more.")
 @click.option("--max-body", type=click.IntRange(1), default=64, show_default=True, metavar="MIB", help="Largest request.")
 @click.option("--max-requests", type=click.IntRange(1), default=1024, show_default=True, metavar="N", help="In the server at once.")
 @click.option("--body-timeout", type=Duration(), default="20s", show_default=True, metavar="TIME", help="A body must be whole by then.")
@@ -95,7 +95,9 @@ def read_settings(options: dict[str, Any]) -> Any:
     if (certificate is None) != (key is None):
         raise UsageError("TLS needs a certificate and its key.", "Give both --tls-certificate and --tls-key.")
     if certificate is not None:
-        _check_tls(certificate, key)
+        from lowbit.serving.http_server import check_certificate
+
+        check_certificate(certificate, key)
     linger = options["linger"]
     if linger is None:
         linger = 1.0 if options["reuse_port"] else 0.0
@@ -156,21 +158,24 @@ def _ray(options: dict[str, Any]) -> Any:
 
 def _keys(file: Path | None) -> tuple[str, ...]:
     """From a file and from the environment; never from the command line, which other users see."""
-    text = os.environ.get(KEYS, "").replace(",", "\n") + ("\n" + file.read_text(encoding="utf-8") if file else "")
-    keys = tuple(line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#"))
-    if file is not None and not keys:
-        raise UsageError(f"There is no key in {file.name}.", "Write one key a line.")
+    given = os.environ.get(KEYS)
+    keys = [] if given is None else _listed(given.replace(",", "\n"), KEYS, f"Write keys into it, separated by commas, or unset {KEYS}.")
+    if file is not None:
+        try:
+            text = file.read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            raise UsageError(f"The keys in {file.name} cannot be read: {why}.", "Give a text file with one key a line.") from None
+        keys += _listed(text, file.name, "Write one key a line.")
+    return tuple(dict.fromkeys(keys))
+
+
+def _listed(text: str, where: str, hint: str) -> list[str]:
+    """A source of keys without one is a mistake: the server would be open to everybody."""
+    lines = (line.strip() for line in text.splitlines())
+    if not (keys := [line for line in lines if line and not line.startswith("#")]):
+        raise UsageError(f"There is no key in {where}.", hint)
     return keys
-
-
-def _check_tls(certificate: Path, key: Path) -> None:
-    import ssl
-
-    try:
-        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key)
-    except (ssl.SSLError, OSError) as error:
-        what = f"{certificate.name} and {key.name} are no certificate chain and its key"
-        raise UsageError(f"{what}: {error.strerror or error}.", "Give PEM files that belong together.") from error
 
 
 def _source(text: str) -> Any:

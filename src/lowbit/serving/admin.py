@@ -2,8 +2,8 @@
 
 GET  /v1/questions?state=open|answered|all&model=NAME&limit=50
 GET  /v1/questions/ID
-POST /v1/questions/ID         {"answer": anything, "by": "who"}
-GET  /v1/admin/policy
+POST /v1/questions/ID         {"answer": anything, "by": "who"}          only with API keys; without them questions have no inputs
+GET  /v1/admin/policy         only with API keys, as are flags
 GET  /v1/admin/flags
 PUT  /v1/admin/flags          {"FLAG": true | false | "10%" | null (the file's again)}
 """
@@ -23,12 +23,13 @@ def mount(pages: Pages, answers: Answers, *, keyed: bool) -> None:
     Args:
         pages: The server's.
         answers: Whose policy and questions.
-        keyed: Whether the server asks for API keys. Without them there are no admin pages: anybody who reaches the port could turn flags.
+        keyed: Whether the server asks for API keys. Without them there are no admin pages, no answers to questions and no clients' inputs:
+            anybody who reaches the port could turn flags, answer in another's place, and read what others sent.
     """
     if keyed:
         _mount_admin(pages, answers)
     if answers.questions is not None:
-        _mount_questions(pages, answers.questions)
+        _mount_questions(pages, answers.questions, keyed)
 
 
 def _mount_admin(pages: Pages, answers: Answers) -> None:
@@ -49,7 +50,7 @@ def _mount_admin(pages: Pages, answers: Answers) -> None:
     pages.add("PUT", "/v1/admin/flags", turn)
 
 
-def _mount_questions(pages: Pages, questions: Questions) -> None:
+def _mount_questions(pages: Pages, questions: Questions, keyed: bool) -> None:
     async def listed(asked: Asked) -> Page:
         limit = asked.query.get("limit", "50")
         if not (limit.isascii() and limit.isdigit() and len(limit) < 5):
@@ -58,7 +59,7 @@ def _mount_questions(pages: Pages, questions: Questions) -> None:
         return Page({"questions": found})
 
     async def one(asked: Asked) -> Page:
-        return Page(await questions.one(asked.path["id"]))
+        return Page(await questions.one(asked.path["id"], inputs=keyed))
 
     async def answer(asked: Asked) -> Page:
         document = asked.json()
@@ -69,4 +70,5 @@ def _mount_questions(pages: Pages, questions: Questions) -> None:
 
     pages.add("GET", "/v1/questions", listed)
     pages.add("GET", "/v1/questions/{id}", one)
-    pages.add("POST", "/v1/questions/{id}", answer)
+    if keyed:
+        pages.add("POST", "/v1/questions/{id}", answer)

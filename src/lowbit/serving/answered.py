@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -23,13 +24,11 @@ class Caller:
         request_id: For logs; the client's own or one that the transport made.
         headers: Lower-case name -> value; gRPC's metadata are the same.
         deadline_s: What the client is willing to wait, None if it did not say.
-        tenant: Whose API key it is; None where keys have no names.
     """
 
     request_id: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
     deadline_s: float | None = None
-    tenant: str | None = None
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ class Plan:
     space: bytes | None
     pixels: Pixels | None = None
 
-    @property
+    @cached_property
     def similar_space(self) -> bytes:
         """The namespace of similar answers: the same, told apart by how images are looked at."""
         return hashlib.sha256(repr(self.pixels).encode() + (self.space or b"")).digest()

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from lowbit.errors import UsageError
 from lowbit.serving import escalation
-from lowbit.serving.answered import Answered, Caller, Plan, said
+from lowbit.serving.answered import Answered, Caller, Plan
 from lowbit.serving.cache.cache import Cache
 from lowbit.serving.deployment import CHOSEN, FULL, Deployment, Variant
 from lowbit.serving.live_policy import LivePolicy
@@ -74,14 +74,34 @@ class Answers:
         Raises:
             UsageError: the policy names a variant that is not loaded, or a threshold that cannot be found.
         """
+        self.adopt(self.studied(deployment))
+
+    def studied(self, deployment: Deployment) -> Study:
+        """The slow part of `prepare`, which changes nothing here: it may run in a thread.
+
+        Raises:
+            UsageError: as `prepare` does.
+        """
         study, policy = Study(deployment, self.cache), self.policy.now
         study.check(policy)
         for way in (Route(policy.default, escalate=policy.escalate), *(Route(rule.use, escalate=policy.escalate) for rule in policy.rules)):
             if deployment.variant(way.variant) is not None:
                 study.plan(way, policy)
-        if deployment.name in self._studies:
-            self._before[deployment.name] = self._studies[deployment.name]
-        self._studies[deployment.name] = study
+        return study
+
+    def adopt(self, study: Study) -> None:
+        """The rest of it.
+
+        Raises:
+            UsageError: the policy has changed meanwhile, and does not fit.
+        """
+        study.check(self.policy.now)
+        name = study.deployment.name
+        if name in self._studies:
+            self._before[name] = self._studies[name]
+        self._studies[name] = study
+        if self.cache is not None:
+            self.cache.only(set().union(*(each.similar_spaces for each in (*self._studies.values(), *self._before.values()))))
 
     async def answer(self, deployment: Deployment, request: InferRequest, caller: Caller, deadline: float) -> Answered:
         """Answers one.
@@ -198,7 +218,7 @@ def facts_of(model: str, request: InferRequest, caller: Caller, tenant_header: s
     asked = parameters.get("variant", headers.get(VARIANT))
     if asked is not None and (not isinstance(asked, str) or not asked):
         raise Malformed(f"The parameter variant must be a word, such as {CHOSEN} or {FULL}.")
-    tenant = caller.tenant or headers.get(tenant_header)
+    tenant = headers.get(tenant_header)
     session = headers.get(SESSION) or tenant or caller.request_id
     budget = None if caller.deadline_s is None else caller.deadline_s * 1000
     return Facts(model, headers, tenant, _critical(parameters.get("critical"), headers.get(CRITICAL)), budget, asked, session)
@@ -220,6 +240,3 @@ def _may_be_kept(request: InferRequest, caller: Caller) -> bool:
         raise Malformed("The parameter cache must be true or false.")
     control = caller.headers.get("cache-control", "")
     return wish and "no-cache" not in control and "no-store" not in control
-
-
-__all__ = ["Answered", "Answers", "Caller", "Plan", "facts_of", "said"]

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMapping
 from typing import Any, Protocol, TypeVar
 
+from lowbit.serving import aside
 from lowbit.serving.refusals import Malformed, Refusal, TooLarge, TooSlow
 
 Scope = MutableMapping[str, Any]
@@ -112,7 +113,7 @@ class Incoming:
         if len(body) > most:
             raise TooLarge(f"The body has more than {most:,} bytes, which is the limit.")
         encoding = self.headers.get("content-encoding", "identity").lower()
-        return body if encoding == "identity" else _unpacked(bytes(body), encoding, most)
+        return body if encoding == "identity" else await _unpacked(bytes(body), encoding, most)
 
     async def _whole(self, most: int) -> bytes | bytearray:
         body = await self._part()
@@ -195,13 +196,15 @@ class Incoming:
         task.cancel()
 
 
-def _unpacked(body: bytes, encoding: str, most: int) -> bytes:
-    """Never unpacks more than allowed: a small body may claim to be a huge one."""
+async def _unpacked(body: bytes, encoding: str, most: int) -> bytes:
+    """Never unpacks more than allowed: a small body may claim to be a huge one. What turns out to be large is unpacked in a thread."""
     if encoding not in _WINDOWS:
         raise Malformed(f"Content-Encoding '{encoding}' is not known. Allowed: gzip, deflate.")
     unpacker = zlib.decompressobj(_WINDOWS[encoding])
     try:
-        found = unpacker.decompress(body, most + 1)
+        found = unpacker.decompress(body, min(most + 1, aside.SMALL))
+        if len(found) == aside.SMALL and not unpacker.eof:
+            found += await aside.in_thread(unpacker.decompress, unpacker.unconsumed_tail, max(1, most + 1 - len(found)))
     except zlib.error as error:
         raise Malformed(f"The body is not {encoding}: {error}.") from None
     if len(found) > most:

@@ -8,6 +8,7 @@ are no locks.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -120,6 +121,7 @@ class Batcher:
         self._idle = asyncio.Event()
         self._idle.set()
         self._closed = False
+        self._taken: set[_Waiting] = set()  # in the workers
         self._row_s = 0.0  # from one row to the next, as the last batches had it
         self._ended = 0.0  # the last batch
         self._inside = 0  # rows in the workers
@@ -182,10 +184,16 @@ class Batcher:
         """Waits until nothing is queued or running."""
         await self._idle.wait()
 
-    def close(self) -> None:
-        """Refuses what still waits and ends the workers once they are done. Closing twice is fine."""
+    def close(self, then: Callable[[], None] | None = None) -> None:
+        """Refuses what has no answer yet, and ends the workers once they are done: a run cannot be stopped. Closing twice is fine.
+
+        Args:
+            then: Called once no worker runs anything any more, in this thread or another.
+        """
+        if self._closed:
+            return
         self._closed = True
-        for entry in (entry for queue in self._queues.values() for entry in queue):
+        for entry in (*self._taken, *(entry for queue in self._queues.values() for entry in queue)):
             entry.taken = True
             if not entry.future.done():
                 entry.future.set_exception(Unavailable("The server is stopping.", retry_after_s=1))
@@ -195,7 +203,14 @@ class Batcher:
             self._wake.cancel()
         if not self.running:
             self._idle.set()
-        self._pool.shutdown(wait=False)
+            self._end(then)
+        else:
+            threading.Thread(target=self._end, args=(then,), name="lowbit-end").start()
+
+    def _end(self, then: Callable[[], None] | None) -> None:
+        self._pool.shutdown()
+        if then is not None:
+            then()
 
     def _pump(self) -> None:
         """Gives every free worker a batch, or sees to it that somebody looks again when the window ends."""
@@ -209,6 +224,7 @@ class Batcher:
             feeds = [entry.feeds for entry in batch]
             for entry in batch:
                 entry.feeds = _TAKEN
+            self._taken.update(batch)
             task = loop.create_task(self._serve(batch, feeds))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -248,7 +264,7 @@ class Batcher:
             self.waiting -= entry.rows
             in_vain = entry.deadline <= (ends if queue else now)  # what is expected may be wrong: the last one is tried
             if entry.future.done() or in_vain:
-                _give_up(entry)
+                _give_up(entry, now)
                 continue
             entry.taken = True
             taken.append(entry)
@@ -267,6 +283,7 @@ class Batcher:
         finally:
             self.running -= 1
             self._inside -= rows
+            self._taken.difference_update(batch)
         end = perf_counter()
         ran, step = end - start, (end - max(self._ended, batch[0].came)) / rows
         self._ended = end
@@ -297,10 +314,15 @@ def _rows(queue: deque[_Waiting]) -> int:
     return sum(entry.rows for entry in queue)
 
 
-def _give_up(entry: _Waiting) -> None:
+def _give_up(entry: _Waiting, now: float) -> None:
     entry.taken, entry.feeds = True, _TAKEN
-    if not entry.future.done():
+    if entry.future.done():
+        return
+    if entry.deadline <= now:
         entry.future.set_exception(TooLate("The deadline passed in the queue."))
+    else:
+        left = 1000 * (entry.deadline - now)
+        entry.future.set_exception(Unavailable(f"The answer would come too late: {left:.0f} ms are left.", retry_after_s=1))
 
 
 _TAKEN: Feeds = {}
@@ -318,14 +340,18 @@ def _run_together(
     try:
         filled = [padding.fill(each, max(lengths)) for each in feeds] if padding and ragged else feeds
         outputs = run({name: np.concatenate([each[name] for each in filled]) for name in filled[0]})
+    except Unavailable as refusal:  # nobody's own fault: asking for each alone would find nobody, too
+        return [Unavailable(refusal.message, refusal.retry_after_s) for _ in feeds]
     except Exception:
         return [_attempt(run, each) for each in feeds]
+    total = sum(rows)
+    if any(array.ndim == 0 or len(array) != total for array in outputs.values()):  # nobody's rows can be told from another's
+        return [_attempt(run, each) for each in feeds]
     ends = np.cumsum(rows)
-    found: list[Mapping[str, Array] | Refusal]
     found = [{name: array[end - n : end] for name, array in outputs.items()} for end, n in zip(ends, rows, strict=True)]
     if padding and ragged:
-        return [padding.trim(each, length) for each, length in zip(found, lengths, strict=True) if not isinstance(each, Refusal)]
-    return found
+        return [padding.trim(each, length) for each, length in zip(found, lengths, strict=True)]
+    return list(found)
 
 
 def _attempt(run: Run, feeds: Feeds) -> Mapping[str, Array] | Refusal:

@@ -25,8 +25,9 @@ def admit(keys: Sequence[str], headers: Mapping[str, str]) -> None:
     """
     if not keys:
         return
-    given = headers.get("authorization", "").removeprefix("Bearer ").strip() or headers.get("x-api-key", "")
-    if not any(hmac.compare_digest(given.encode(), key.encode()) for key in keys):
+    scheme, _, bearer = headers.get("authorization", "").strip().partition(" ")
+    given = [headers.get("x-api-key", ""), bearer.strip() if scheme.lower() == "bearer" else ""]
+    if not any(hmac.compare_digest(one.encode(), key.encode()) for one in given for key in keys):
         raise Unauthorized("An API key is needed: Authorization: Bearer KEY, or X-API-Key: KEY.")
 
 

@@ -16,6 +16,7 @@ SHARE = 0.1
 """At most this share of the validation samples may lie below a threshold that is found here: full precision is the dearer one."""
 NO_FLIPS = 0.01
 """The share below it where no sample was answered differently."""
+COLUMNS = ("predicted", "margin", "confidence")
 THROUGH = ("Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "QuantizeLinear", "DequantizeLinear")
 """Operators that leave probabilities what they are."""
 
@@ -86,15 +87,15 @@ def reader_for(bundle: Bundle, outputs: tuple[TensorInfo, ...]) -> ClassReader |
         return None
     if sum(1 for size in output.shape[1:] if size != 1) > 1:
         return None
-    return ClassReader(output.name, _ends_in_probabilities(bundle.folder / manifest.model.artifact, output.name))
+    artifacts = [bundle.folder / path for path in (manifest.model.artifact, manifest.baseline.artifact) if path is not None]
+    graph = next((artifact for artifact in artifacts if artifact.suffix == ".onnx"), None)  # a program was made from the baseline's
+    return ClassReader(output.name, graph is not None and _ends_in_probabilities(graph, output.name))
 
 
 def _ends_in_probabilities(artifact: Path, output: str) -> bool:
     """Whether the graph makes the output with a softmax or a sigmoid."""
     import onnx
 
-    if artifact.suffix != ".onnx":
-        return False
     graph = onnx.load(artifact, load_external_data=False).graph
     makers = {name: node for node in graph.node for name in node.output}
     node = makers.get(output)
@@ -103,22 +104,24 @@ def _ends_in_probabilities(artifact: Path, output: str) -> bool:
     return node is not None and node.op_type in ("Softmax", "Sigmoid")
 
 
-def threshold(bundle: Bundle, quantized: str, full: str, by: str = "margin") -> float | None:
+Samples = Mapping[str, Mapping[str, Array]]
+"""Columns of what a candidate answered to the samples, by the part of the samples."""
+
+
+def threshold(first: Samples, second: Samples, by: str = "margin") -> float | None:
     """The certainty below which one variant is to be asked again at another's precision.
 
     Every validation sample that the two answered differently lies below it, unless more than `SHARE` of all would; `NO_FLIPS` of all lie
     below it where they agreed on every sample.
 
     Args:
-        bundle: With the outcomes of its samples.
-        quantized: Id of the candidate that answers first.
-        full: Id of the one that is asked again.
+        first: Of the candidate that answers first.
+        second: Of the one that is asked again.
         by: "margin" or "confidence".
 
     Returns:
-        None where the bundle no longer has both candidates' outcomes.
+        None where there are no samples that both answered.
     """
-    first, second = _outcomes(bundle, quantized), _outcomes(bundle, full)
     both = sorted(first.keys() & second.keys())
     if not both:
         return None
@@ -135,8 +138,8 @@ def lowest_safe(certain: Array, differ: Array) -> float:
     return min(above_all, float(np.quantile(certain, SHARE)))
 
 
-def _outcomes(bundle: Bundle, candidate: str) -> dict[str, Mapping[str, Array]]:
-    """Columns of a candidate's samples, by the part of the samples; only parts that have classes."""
+def samples(bundle: Bundle, candidate: str) -> Samples:
+    """What a candidate answered to the samples; only parts that have classes. Reads the disk."""
     from lowbit.measure.outcomes import Outcomes
 
     baseline = candidate == bundle.manifest.baseline.id
@@ -147,6 +150,6 @@ def _outcomes(bundle: Bundle, candidate: str) -> dict[str, Mapping[str, Array]]:
             columns = Outcomes.load(folder / f"outcomes-{part}.npz").columns
         except DataError:
             continue
-        if {"predicted", "margin", "confidence"} <= columns.keys():
-            found[part] = columns
+        if set(COLUMNS) <= columns.keys():
+            found[part] = {name: columns[name] for name in COLUMNS}
     return found

@@ -7,15 +7,19 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lowbit.bundle.bundle import Bundle
-from lowbit.bundle.manifest import FILE_NAME
-from lowbit.errors import UsageError, unknown
+from lowbit.bundle.manifest import FILE_NAME, read_manifest
+from lowbit.errors import ModelError, UsageError, unknown
 from lowbit.serving.batcher import Batcher, Batching
 from lowbit.serving.certainty import ClassReader, reader_for
 from lowbit.serving.ragged import ragged_for
 from lowbit.serving.sessions import Sessions, open_sessions
 from lowbit.types import TensorInfo
+
+if TYPE_CHECKING:
+    from lowbit.data.preprocess import Preprocess
 
 OnBatch = Callable[[str, str, str], Callable[[int], None]]
 """(model, version, variant's id) -> what is told the rows of each of its batches."""
@@ -60,9 +64,8 @@ class Variant:
     batcher: Batcher
 
     def close(self) -> None:
-        """Refuses what waits, lets what runs end, frees the model."""
-        self.batcher.close()
-        self.sessions.close()
+        """Refuses what has no answer yet, and frees the model once nothing runs on it any more."""
+        self.batcher.close(self.sessions.close)
 
 
 class Inside:
@@ -101,7 +104,11 @@ class Deployment:
         bundle: It comes from.
         variants: By role; `CHOSEN` always, and `FULL` where it is another one and was asked for.
         reader: Of its answers' certainties; None where they are no classes.
+        preprocess: The bundle's; None where samples are fed as they are.
+        digests: SHA-256 of each of the bundle's files that was loaded, by its path within the bundle.
         inside: Its requests.
+
+    What a request needs of the bundle is here: the folder may hold another version by then, and must not be read again.
     """
 
     name: str
@@ -109,6 +116,8 @@ class Deployment:
     bundle: Bundle
     variants: Mapping[str, Variant]
     reader: ClassReader | None = None
+    preprocess: Preprocess | None = None
+    digests: Mapping[str, str] = field(default_factory=dict)
     inside: Inside = field(default_factory=Inside, compare=False, repr=False)
 
     @property
@@ -162,28 +171,44 @@ def load(
 
     Raises:
         UsageError: no bundle, no such candidate, or the artifact of one is not there.
-        ModelError: a file was changed or cannot be run.
+        ModelError: a file was changed or cannot be run, or the bundle was exchanged meanwhile.
     """
+    version = version_of(folder)
     bundle = Bundle.load(folder)
     name = name or folder.resolve().name
     if not all(char.isalnum() or char in "-_." for char in name):
         raise UsageError(f"'{name}' cannot be part of an address.", "Use letters, digits, '-', '_' and '.': --name NAME.")
-    version = version_of(folder)
+    steps = bundle.preprocess
     variants: dict[str, Variant] = {}
     try:
         for role, candidate in _candidates(bundle, roles).items():
             told = on_batch(name, version, candidate) if on_batch else None
-            variants[role] = _variant(bundle, role, candidate, opener(bundle, candidate), limits, told)
+            variants[role] = _variant(bundle, role, candidate, opener(bundle, candidate), limits, told, steps)
+        reader = reader_for(bundle, variants[CHOSEN].sessions.outputs)
+        if version_of(folder) != version:
+            raise ModelError(
+                "The bundle was exchanged while it was loaded.", "Load it again; a bundle is best exchanged by renaming folders."
+            )
     except BaseException:
         for variant in variants.values():
             variant.close()
         raise
-    return Deployment(name, version, bundle, variants, reader_for(bundle, variants[CHOSEN].sessions.outputs))
+    digests = {entry.path: entry.sha256 for entry in bundle.manifest.files}
+    return Deployment(name, version, bundle, variants, reader, steps, digests)
 
 
 def version_of(folder: Path) -> str:
-    """See `Deployment.version`."""
-    return hashlib.sha256((folder / FILE_NAME).read_bytes()).hexdigest()[:12]
+    """See `Deployment.version`.
+
+    Raises:
+        UsageError: it is no bundle.
+    """
+    try:
+        raw = (folder / FILE_NAME).read_bytes()
+    except OSError:
+        read_manifest(folder)  # says what is wrong
+        raise
+    return hashlib.sha256(raw).hexdigest()[:12]
 
 
 def _candidates(bundle: Bundle, roles: tuple[str, ...]) -> dict[str, str]:
@@ -201,16 +226,21 @@ def _candidates(bundle: Bundle, roles: tuple[str, ...]) -> dict[str, str]:
 
 
 def _variant(
-    bundle: Bundle, role: str, candidate: str, sessions: Sessions, limits: Limits, on_batch: Callable[[int], None] | None
+    bundle: Bundle,
+    role: str,
+    candidate: str,
+    sessions: Sessions,
+    limits: Limits,
+    on_batch: Callable[[int], None] | None,
+    steps: Preprocess | None,
 ) -> Variant:
     entry = bundle.manifest.entry(candidate)
     most = 1 if sessions.batch == 1 else (limits.max_batch or sessions.batch)
     batching = Batching(most, limits.window_s, limits.max_queue, sessions.workers)
-    padding = ragged_for(sessions.run, sessions.inputs, _pad_id(bundle)) if most > 1 else None
+    padding = ragged_for(sessions.run, sessions.inputs, _pad_id(steps)) if most > 1 else None
     batcher = Batcher(sessions.run, batching, on_batch=on_batch, padding=padding)
     return Variant(candidate, role, entry.precision, entry.runtime, sessions, batcher)
 
 
-def _pad_id(bundle: Bundle) -> int:
-    steps = bundle.preprocess
+def _pad_id(steps: Preprocess | None) -> int:
     return 0 if steps is None or steps.text is None else steps.text.pad_id

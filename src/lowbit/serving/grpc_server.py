@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 import grpc
@@ -12,10 +13,10 @@ from google.protobuf.message import DecodeError
 
 from lowbit import __version__
 from lowbit.errors import UsageError
-from lowbit.serving import callers, grpc_codec
-from lowbit.serving.answering import Caller
+from lowbit.serving import aside, callers, grpc_codec
+from lowbit.serving.answered import Caller
 from lowbit.serving.grpc_messages import HEALTH, METHODS, NOT_SERVING, SERVICE, SERVICE_UNKNOWN, SERVING, messages
-from lowbit.serving.refusals import Malformed, NotServed, Refusal
+from lowbit.serving.refusals import Malformed, NotServed, Refusal, TooSlow, Unavailable
 from lowbit.serving.rest import EXTENSIONS, metadata
 from lowbit.serving.service import Service
 from lowbit.serving.settings import Settings
@@ -24,6 +25,10 @@ ENVELOPE = 1 << 20
 """Bytes of a message beside its tensors: names, shapes, parameters."""
 IN_A_STREAM = 16
 """Requests of one stream that are answered at the same time; the client's next ones wait."""
+STREAMS = 64
+"""At a time. Each may be in the middle of a message, whose size nobody knows before it is here."""
+OPEN = ("ServerLive", "ServerReady", "Check")
+"""Health needs no key: those who ask have none."""
 
 SOONEST_S = 1e-6
 """A deadline that has passed: 0 would mean that there is none."""
@@ -86,39 +91,56 @@ def _credentials(settings: Settings) -> grpc.ServerCredentials:
         return grpc.ssl_server_credentials([(key.read_bytes(), settings.certificate.read_bytes())])
     except OSError as error:
         raise UsageError(
-            f"'{error.filename}' cannot be read: {error.strerror}.", "Give --certificate and --private-key, both PEM."
+            f"'{error.filename}' cannot be read: {error.strerror}.", "Give --tls-certificate and --tls-key, both PEM."
         ) from None
 
 
 def _handlers(calls: Calls) -> tuple[grpc.GenericRpcHandler, ...]:
     known = messages()
-    answers = {name: _unary(getattr(calls, name), known[f"{name}Request"], known[f"{name}Response"]) for name in METHODS}
+    answers = {name: _unary(calls, name, known[f"{name}Request"], known[f"{name}Response"]) for name in METHODS}
     answered = known["ModelStreamInferResponse"].SerializeToString
     answers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(calls.ModelStreamInfer, None, answered)
-    health = {"Check": _unary(calls.Check, known["HealthCheckRequest"], known["HealthCheckResponse"])}
+    health = {"Check": _unary(calls, "Check", known["HealthCheckRequest"], known["HealthCheckResponse"])}
     return (
         grpc.method_handlers_generic_handler(SERVICE, answers),
         grpc.method_handlers_generic_handler(f"{HEALTH}.Health", health),
     )
 
 
-def _unary(call: Callable[[Any, Any], Awaitable[Any]], request: Any, response: Any) -> grpc.RpcMethodHandler:
-    """A method whose refusals become status codes, and whose failures say nothing of the inside. It reads the message itself: what the
-    library says of one that cannot be read would be our fault."""
+def _unary(calls: Calls, name: str, request: Any, response: Any) -> grpc.RpcMethodHandler:
+    """A method whose refusals become status codes, and whose failures say nothing of the inside.
 
-    async def answered(raw: bytes, context: grpc.aio.ServicerContext) -> Any:
+    To the library it is one that takes a stream: its only message is then asked for here, once the call's key is known to be right and
+    there is room for it. What the library itself says of a message that cannot be read would be our fault, too.
+    """
+    call: Callable[[Any, Caller, grpc.aio.ServicerContext], Awaitable[Any]] = getattr(calls, name)
+
+    async def answered(_messages: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> Any:
+        caller = _caller(context)
         try:
-            return await call(_read(request, raw), context)
+            if name not in OPEN:
+                calls.admit(caller)
+            async with calls.received(context) as raw:
+                return await call(_read(request, raw), caller, context)
         except Refusal as refusal:
-            if refusal.retry_after_s is not None:
-                told = context.trailing_metadata() or ()
-                context.set_trailing_metadata((*told, ("retry-after", f"{max(1, round(refusal.retry_after_s))}")))
-            await context.abort(grpc.StatusCode[refusal.code], refusal.message)
+            why = refusal
         except Exception:
             _log.exception("a call over gRPC failed")
-            await context.abort(grpc.StatusCode.INTERNAL, FAILED)
+            why = Refusal(FAILED)
+        calls.refused(why, caller)
+        if why.retry_after_s is not None:
+            told = context.trailing_metadata() or ()
+            context.set_trailing_metadata((*told, ("retry-after", f"{max(1, round(why.retry_after_s))}")))
+        await context.abort(grpc.StatusCode[why.code], why.message)
+        return None
 
-    return grpc.unary_unary_rpc_method_handler(answered, None, response.SerializeToString)
+    return grpc.stream_unary_rpc_method_handler(answered, None, response.SerializeToString)
+
+
+def _caller(context: grpc.aio.ServicerContext) -> Caller:
+    """Who calls: the metadata are the headers."""
+    headers = {name: value for name, value in context.invocation_metadata() or () if isinstance(value, str)}
+    return Caller(callers.request_id(headers), headers, context.time_remaining())
 
 
 def _read(message: Any, raw: bytes) -> Any:
@@ -134,100 +156,132 @@ class Calls:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._messages = messages()
+        settings = service.settings
+        self._reading = asyncio.Semaphore(max(1, settings.max_held_bytes // settings.max_body_bytes))
+        self._streams = 0
 
-    async def ServerLive(self, _message: Any, _context: grpc.aio.ServicerContext) -> Any:
+    def admit(self, caller: Caller) -> None:
+        """Asks for a key where there are any.
+
+        Raises:
+            Unauthorized: none, or the wrong one.
+        """
+        callers.admit(self._service.settings.api_keys, caller.headers)
+
+    def refused(self, refusal: Refusal, caller: Caller) -> None:
+        """Tells the observers."""
+        self._service.refused(refusal, caller)
+
+    @contextlib.asynccontextmanager
+    async def received(self, context: grpc.aio.ServicerContext) -> AsyncIterator[bytes]:
+        """The message of a call, with room for it; so many are on their way at once as fit if all are the largest.
+
+        Raises:
+            Refusal: it does not come, or there is no room.
+        """
+        limit_s = self._service.settings.body_timeout_s
+        async with self._reading:
+            try:
+                async with asyncio.timeout(limit_s):
+                    raw = await context.read()
+            except TimeoutError:
+                raise TooSlow(f"The message was not here whole after {limit_s:g} s.") from None
+        if not isinstance(raw, bytes):
+            raise Malformed("The call ended without a message.")
+        with self._service.holding(len(raw)):
+            yield raw
+
+    async def ServerLive(self, _message: Any, _caller: Caller, _context: grpc.aio.ServicerContext) -> Any:
         return self._messages["ServerLiveResponse"](live=True)
 
-    async def ServerReady(self, _message: Any, _context: grpc.aio.ServicerContext) -> Any:
+    async def ServerReady(self, _message: Any, _caller: Caller, _context: grpc.aio.ServicerContext) -> Any:
         return self._messages["ServerReadyResponse"](ready=self._service.ready)
 
-    async def ModelReady(self, message: Any, context: grpc.aio.ServicerContext) -> Any:
+    async def ModelReady(self, message: Any, _caller: Caller, _context: grpc.aio.ServicerContext) -> Any:
         """Of a model that is not there: no, rather than an error."""
-        self._admit(context)
         try:
             self._service.model(message.name, message.version or None)
         except NotServed:
             return self._messages["ModelReadyResponse"](ready=False)
         return self._messages["ModelReadyResponse"](ready=self._service.ready)
 
-    async def ServerMetadata(self, _message: Any, context: grpc.aio.ServicerContext) -> Any:
-        self._admit(context)
+    async def ServerMetadata(self, _message: Any, _caller: Caller, _context: grpc.aio.ServicerContext) -> Any:
         return self._messages["ServerMetadataResponse"](name="lowbit", version=__version__, extensions=EXTENSIONS)
 
-    async def ModelMetadata(self, message: Any, context: grpc.aio.ServicerContext) -> Any:
-        self._admit(context)
+    async def ModelMetadata(self, message: Any, _caller: Caller, _context: grpc.aio.ServicerContext) -> Any:
         found = metadata(self._service.model(message.name, message.version or None))
         fields = ("name", "versions", "platform", "inputs", "outputs")
         return self._messages["ModelMetadataResponse"](**{field: found[field] for field in fields})
 
-    async def ModelInfer(self, message: Any, context: grpc.aio.ServicerContext) -> Any:
-        headers = self._admit(context)
-        caller = Caller(callers.request_id(headers), headers, context.time_remaining())
+    async def ModelInfer(self, message: Any, caller: Caller, context: grpc.aio.ServicerContext) -> Any:
         context.set_trailing_metadata(((callers.REQUEST_ID, caller.request_id),))
         return await self._infer(message, caller)
 
-    async def ModelStreamInfer(self, incoming: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
-        """Answers come in the order of the requests, several of which are worked on at once; a refusal ends its request, not the stream."""
-        try:
-            headers = self._admit(context)
-        except Refusal as refusal:
-            await context.abort(grpc.StatusCode[refusal.code], refusal.message)
-        waiting: asyncio.Queue[asyncio.Task[Any] | None] = asyncio.Queue(IN_A_STREAM)
-
-        async def read() -> None:
-            async for raw in incoming:
-                caller = Caller(callers.request_id(headers), headers, context.time_remaining())
-                await waiting.put(asyncio.create_task(self._in_stream(raw, caller)))
-            await waiting.put(None)
-
-        reader = asyncio.create_task(read())
-        try:
-            while (task := await waiting.get()) is not None:
-                yield await task
-        finally:
-            reader.cancel()
-            while not waiting.empty():
-                if (task := waiting.get_nowait()) is not None:
-                    task.cancel()
-
-    async def Check(self, message: Any, _context: grpc.aio.ServicerContext) -> Any:
+    async def Check(self, message: Any, _caller: Caller, _context: grpc.aio.ServicerContext) -> Any:
         """The health check: of the server (an empty name or our service's), or of a model by name."""
         status = SERVING if self._service.ready else NOT_SERVING
         if message.service not in ("", SERVICE, *self._service.models):
             status = SERVICE_UNKNOWN
         return self._messages["HealthCheckResponse"](status=status)
 
+    async def ModelStreamInfer(self, incoming: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+        """Answers come in the order of the requests, several of which are worked on at once; a refusal ends its request, not the stream."""
+        caller = _caller(context)
+        try:
+            self.admit(caller)
+            if self._streams >= STREAMS:
+                raise Unavailable(f"{STREAMS} streams are open, which is the limit.", retry_after_s=1)
+        except Refusal as refusal:
+            self.refused(refusal, caller)
+            await context.abort(grpc.StatusCode[refusal.code], refusal.message)
+        waiting: asyncio.Queue[asyncio.Task[Any] | None] = asyncio.Queue(IN_A_STREAM)
+        self._streams += 1
+        reader = asyncio.create_task(self._read_stream(incoming, context, caller.headers, waiting))
+        try:
+            while (task := await waiting.get()) is not None:
+                yield await task
+        finally:
+            self._streams -= 1
+            reader.cancel()
+            while not waiting.empty():
+                if (task := waiting.get_nowait()) is not None:
+                    task.cancel()
+
+    async def _read_stream(
+        self,
+        incoming: AsyncIterator[bytes],
+        context: grpc.aio.ServicerContext,
+        headers: Mapping[str, str],
+        waiting: asyncio.Queue[asyncio.Task[Any] | None],
+    ) -> None:
+        try:
+            async for raw in incoming:
+                caller = Caller(callers.request_id(headers), headers, context.time_remaining())
+                await waiting.put(asyncio.create_task(self._in_stream(raw, caller)))
+        except Exception:  # the library's, of a client that went
+            _log.debug("a stream broke off", exc_info=True)
+        await waiting.put(None)
+
     async def _in_stream(self, raw: bytes, caller: Caller) -> Any:
         response, message = self._messages["ModelStreamInferResponse"], None
         try:
-            message = _read(self._messages["ModelInferRequest"], raw)
-            return response(infer_response=await self._infer(message, caller))
+            with self._service.holding(len(raw)):
+                message = _read(self._messages["ModelInferRequest"], raw)
+                return response(infer_response=await self._infer(message, caller))
         except Refusal as refusal:
-            why = refusal.message
+            why = refusal
         except Exception:
             _log.exception("a call over gRPC failed")
-            why = FAILED
-        return response(error_message=why, infer_response={"id": message.id if message else ""})
+            why = Refusal(FAILED)
+        self.refused(why, caller)
+        return response(error_message=why.message, infer_response={"id": message.id if message else ""})
 
     async def _infer(self, message: Any, caller: Caller) -> Any:
-        try:
-            request = grpc_codec.parse(message)
-            caller = _patient(caller, callers.waits_s(caller.headers, request.parameters))
-            response = await self._service.infer(message.model_name, message.model_version or None, request, caller)
-        except Refusal as refusal:
-            self._service.refused(refusal, caller)
-            raise
-        return grpc_codec.render(response, request)
-
-    def _admit(self, context: grpc.aio.ServicerContext) -> dict[str, str]:
-        """The call's metadata as headers, once its key is known to be right."""
-        headers = {name: value for name, value in context.invocation_metadata() or () if isinstance(value, str)}
-        try:
-            callers.admit(self._service.settings.api_keys, headers)
-        except Refusal as refusal:
-            self._service.refused(refusal, Caller(callers.request_id(headers), headers))
-            raise
-        return headers
+        request = await aside.by_size(grpc_codec.slow(message), grpc_codec.parse, message)
+        caller = _patient(caller, callers.waits_s(caller.headers, request.parameters))
+        response = await self._service.infer(message.model_name, message.model_version or None, request, caller)
+        written = 0 if request.binary else sum(array.nbytes for array in response.outputs.values())
+        return await aside.by_size(written, grpc_codec.render, response, request)
 
 
 def _patient(caller: Caller, said_s: float | None) -> Caller:

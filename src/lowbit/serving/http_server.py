@@ -233,7 +233,7 @@ def http_server(app: App, settings: Settings) -> HttpServer:
         UsageError: the certificate and key cannot be used.
     """
     if settings.certificate is not None:
-        _check_certificate(settings.certificate, settings.private_key)
+        check_certificate(settings.certificate, settings.private_key)
     return HttpServer(
         uvicorn.Config(
             app,
@@ -254,7 +254,12 @@ def http_server(app: App, settings: Settings) -> HttpServer:
     )
 
 
-def _check_certificate(certificate: Path, key: Path | None) -> None:
+def check_certificate(certificate: Path, key: Path | None) -> None:
+    """Tries them.
+
+    Raises:
+        UsageError: they are not there, no PEM files, or do not belong together.
+    """
     for file in filter(None, (certificate, key)):
         if not file.is_file():
             raise UsageError(f"There is no file '{file}'.", PEM)

@@ -92,11 +92,15 @@ class LivePolicy:
         return True
 
     async def watch(self, every_s: float = POLL_S) -> None:
-        """Reads the file again whenever it changed; never returns."""
+        """Reads the file again whenever it changed; never returns, whatever a file may do."""
         while True:
             await asyncio.sleep(every_s)
-            if self.file is not None and _stamp(self.file) != self._stamp:
-                self.reload()
+            try:
+                if self.file is not None and _stamp(self.file) != self._stamp:
+                    self.reload()
+            except Exception:
+                self.failed += 1
+                log.exception("the policy's file is not taken, the policy before stays")
 
     def _with_flags(self, policy: RoutingPolicy) -> RoutingPolicy:
         return replace(policy, flags={name: self._turned.get(name, given) for name, given in policy.flags.items()})

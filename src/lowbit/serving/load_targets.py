@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -89,15 +89,13 @@ def parse_answer(response: http_client.Response) -> InferResponse:
     )
 
 
-async def describe(url: str, model: str | None, headers: Mapping[str, str]) -> Model:
+async def describe(url: str, model: str, headers: Mapping[str, str]) -> Model:
     """Asks a server about its model.
 
     Raises:
-        UsageError: there is no such server or model, or the model must be named.
+        UsageError: there is no such server or model.
     """
     base = url.rstrip("/")
-    if model is None:
-        raise UsageError("Which model is to be asked?", "Give --model NAME.")
     try:
         found = await http_client.fetch(f"{base}/v2/models/{quote(model)}", headers=headers)
     except Failed as error:
@@ -163,7 +161,9 @@ class RestTarget:
 class GrpcTarget:
     """Sends over gRPC, on several channels: one connection is one stream of bytes."""
 
-    def __init__(self, address: str, model: Model, feeds: Sequence[Feeds], headers: Mapping[str, str], channels: int = 4) -> None:
+    def __init__(
+        self, address: str, model: Model, feeds: Sequence[Feeds], headers: Mapping[str, str], channels: int = 4, tls: bool = False
+    ) -> None:
         """Makes the requests beforehand."""
         import grpc
 
@@ -172,7 +172,12 @@ class GrpcTarget:
         known = messages()
         options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
         self._error = grpc.aio.AioRpcError
-        self._channels = [grpc.aio.insecure_channel(address, options) for _ in range(channels)]
+        self._channels = [
+            grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(), options)
+            if tls
+            else grpc.aio.insecure_channel(address, options)
+            for _ in range(channels)
+        ]
         self._calls = [
             channel.unary_unary(f"/{SERVICE}/ModelInfer", response_deserializer=known["ModelInferResponse"].FromString)
             for channel in self._channels
@@ -207,8 +212,3 @@ def _message(kind: Any, model: str, feeds: Feeds) -> Any:
 def varied(model: Model, rows: int, length: int, seed: int, count: int = VARIED) -> list[Feeds]:
     """Different requests."""
     return [model.feeds(rows, length, seed + number) for number in range(count)]
-
-
-def named(model: Model, name: str) -> Model:
-    """The same under another name."""
-    return replace(model, name=name)

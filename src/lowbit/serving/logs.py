@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import random
 import sys
+from collections.abc import Coroutine
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from lowbit.serving.observing import Observer
 
 if TYPE_CHECKING:
-    from lowbit.serving.answering import Answered, Caller
+    from lowbit.serving.answered import Answered, Caller
     from lowbit.serving.deployment import Deployment
     from lowbit.serving.refusals import Refusal
     from lowbit.serving.requests import InferRequest
@@ -58,6 +60,23 @@ def say(event: str, **facts: Any) -> None:
 def warn(event: str, **facts: Any) -> None:
     """Something happened that somebody should look at."""
     log.warning(event, extra={"facts": facts})
+
+
+def failed(event: str, **facts: Any) -> None:
+    """Something of ours failed, with its trace: to be called where an exception was caught."""
+    log.error(event, exc_info=True, extra={"facts": facts})
+
+
+def logged(event: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """A task beside the requests whose failure is not silent: nobody awaits it."""
+
+    async def watched() -> None:
+        try:
+            await work
+        except Exception:
+            failed(event)
+
+    return asyncio.get_running_loop().create_task(watched())
 
 
 class RequestLog(Observer):

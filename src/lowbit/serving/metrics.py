@@ -6,17 +6,20 @@ names come from clients. The children of every label set are looked up once and 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.registry import Collector
 
+from lowbit.serving.cache.cache import RESULTS
 from lowbit.serving.observing import Observer
 
 if TYPE_CHECKING:
-    from lowbit.serving.answering import Answered, Caller
+    from lowbit.serving.answered import Answered, Caller
     from lowbit.serving.deployment import Deployment
     from lowbit.serving.refusals import Refusal
     from lowbit.serving.requests import InferRequest
@@ -26,13 +29,46 @@ if TYPE_CHECKING:
 SECONDS = (.0005, .001, .002, .003, .005, .0075, .01, .015, .02, .03, .05, .075, .1, .15, .2, .3, .5, .75, 1, 2, 5, 10, 30)
 # fmt: on
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-LOOKUPS = ("miss", "exact", "similar", "shared", "shadow")
 ASKED = ("model", "version", "variant", "route")
 CONTENT_TYPE = CONTENT_TYPE_LATEST
+TOTALS = {
+    "policy_reload_failures": "Changes of the policy's file that could not be used.",
+    "cache_saved_rows": "Rows that did not have to run because an answer was kept.",
+    "cache_redis_errors": "Calls of Redis that failed.",
+    "cache_redis_skipped": "Calls of Redis that were left out while it was away.",
+    "cache_redis_unkept": "Answers that Redis could not be sent in time.",
+    "questions_refused": "Questions to people that found no room.",
+}
+"""Facts that only grow, and what they count."""
+NOW = {
+    "cache_entries": "Answers that are kept in memory.",
+    "cache_bytes": "Bytes of memory that kept answers take.",
+    "cache_redis_up": "1 while Redis answers.",
+    "cache_similar_checked": "Answers of similar images that were compared with the model's own, by guards in force.",
+    "cache_similar_wrong": "Of those, the ones that differed.",
+    "cache_similar_wrong_upper": "Upper bound of the share that differs, of the guard that knows least good of it.",
+    "cache_similar_proving": "1 while similar images are worked out all the same, to find out whether their answers hold.",
+    "cache_similar_on": "1 while similar images are answered from the cache.",
+    "cache_similar_off": "1 once similar images are not answered from the cache any more.",
+    "questions_open": "Questions that wait for a person.",
+}
+"""Facts that go up and down."""
 
 
-def _fact(service: Service, name: str) -> float:
-    return service.answers.facts()[name]
+class Facts(Collector):
+    """What routing, cache and questions know of themselves, asked when it is read. Lookups are left out: they are counted by result."""
+
+    def __init__(self, service: Service) -> None:
+        """Of a service."""
+        self._service = service
+
+    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
+        """Each with its value now."""
+        for name, value in self._service.answers.facts().items():
+            if name in TOTALS:
+                yield CounterMetricFamily(f"lowbit_{name}", TOTALS[name], value)
+            elif name.removeprefix("cache_") not in RESULTS:
+                yield GaugeMetricFamily(f"lowbit_{name}", NOW.get(name, name.replace("_", " ").capitalize() + "."), value)
 
 
 class Metrics(Observer):
@@ -51,7 +87,7 @@ class Metrics(Observer):
         self._batches = Histogram("lowbit_batch_size", "Rows that ran together.", ASKED[:3], registry=registry, buckets=ROWS)
         self._inferences = Counter("lowbit_inferences", "Rows that were run.", ASKED[:3], registry=registry)
         lookups = Counter("lowbit_cache_lookups", "Looks into the cache.", ("result",), registry=registry)
-        self._lookups = {result: lookups.labels(result) for result in LOOKUPS}
+        self._lookups = {result: lookups.labels(result) for result in RESULTS}
         self._escalations = Counter("lowbit_escalations", "Rows that were asked again at full precision.", ("model",), registry=registry)
         self.reloads = Counter("lowbit_reloads", "Bundles that were to be loaded again.", ("model", "result"), registry=registry)
         self._in_flight = Gauge("lowbit_in_flight", "Requests in the server.", registry=registry)
@@ -64,9 +100,7 @@ class Metrics(Observer):
         """Reads gauges from a service."""
         self._in_flight.set_function(lambda: service.inside)
         self._draining.set_function(lambda: service.leaving or service.draining)
-        for name in service.answers.facts():
-            gauge = Gauge(f"lowbit_{name}", "See the guide to serving.", registry=self.registry)
-            gauge.set_function(partial(_fact, service, name))
+        self.registry.register(Facts(service))
 
     def put(self, deployment: Deployment, before: Deployment | None = None) -> None:
         """A deployment is served from now on, in the place of another."""

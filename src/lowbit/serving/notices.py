@@ -2,7 +2,8 @@
 
 AWS     IMDSv2: a token, then `spot/instance-action`: 404 until two minutes before the end; polled every five seconds
 GCP     `instance/preempted` with `wait_for_change`: a request that is answered when it changes, about 30 s before the end
-Azure   Scheduled Events: an event of type Preempt, at least 30 s before; polled every five seconds
+Azure   Scheduled Events: an event of type Preempt, at least 30 s before; polled every five seconds. Every machine of a scale set hears of
+        all of them: only one that names this machine counts
 
 A metadata service that cannot be reached, or answers nonsense, is asked again: it must never end a server, nor keep one from running.
 """
@@ -67,11 +68,16 @@ async def gcp(base: str, wait_s: int = LONG_POLL_S) -> Notice | None:
 
 
 async def azure(base: str) -> Notice | None:
-    """Source: Azure virtual machines, "Scheduled Events for Linux VMs"."""
+    """Source: Azure virtual machines, "Scheduled Events for Linux VMs" and "Azure Instance Metadata Service"."""
     found = await _get(f"{base}/metadata/scheduledevents?api-version=2020-07-01", {"Metadata": "true"})
     events = _object(found).get("Events")
-    kinds = [event.get("EventType") for event in events if isinstance(event, dict)] if isinstance(events, list) else []
-    return Notice("azure", "Preempt") if "Preempt" in kinds else None
+    told = [event for event in events if isinstance(event, dict)] if isinstance(events, list) else []
+    going = [event for event in told if event.get("EventType") == "Preempt"]
+    if not going:
+        return None
+    name = _text(await _get(f"{base}/metadata/instance/compute/name?api-version=2021-02-01&format=text", {"Metadata": "true"}))
+    named = (resource for event in going if isinstance(event.get("Resources"), list) for resource in event["Resources"])
+    return Notice("azure", "Preempt") if name and any(isinstance(each, str) and each.lower() == name.lower() for each in named) else None
 
 
 ASKS: Mapping[str, Ask] = {"aws": aws, "gcp": gcp, "azure": azure}
@@ -93,9 +99,10 @@ async def watch(provider: str, on_notice: Callable[[Notice], None], base: str | 
         for each in PROVIDERS if provider == "auto" else (provider,):
             try:
                 notice = await ASKS[each](base)
-            except Failed as error:
-                if str(error) != last and provider != "auto":
-                    last = str(error)
+            except Exception as error:  # Failed, or whatever an odd address or answer brings about
+                why = str(error) if isinstance(error, Failed) else f"{type(error).__name__}: {error}"
+                if why != last and provider != "auto":
+                    last = why
                     logs.warn("the metadata service did not answer", provider=each, why=last)
                 continue
             provider = each

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lowbit.serving.answering import Answered, Caller
+    from lowbit.serving.answered import Answered, Caller
     from lowbit.serving.deployment import Deployment
     from lowbit.serving.refusals import Refusal
     from lowbit.serving.requests import InferRequest

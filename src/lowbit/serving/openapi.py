@@ -11,10 +11,10 @@ from lowbit.serving import callers
 from lowbit.serving.asgi import JSON, App, Header, Incoming, Receive, Scope, Send, answer
 from lowbit.serving.deployment import Deployment
 from lowbit.serving.docs_page import page
-from lowbit.serving.predict import MOST_TOP, QUERY
+from lowbit.serving.predict import QUERY
 from lowbit.serving.refusals import NotServed, WrongMethod
 from lowbit.serving.rest import GET, metadata
-from lowbit.serving.rest_codec import HEADER, MAX_RANK
+from lowbit.serving.rest_codec import HEADER, MAX_RANK, MOST_TOP
 from lowbit.serving.service import Service
 from lowbit.serving.wire import DATATYPES
 
@@ -100,7 +100,7 @@ def document(models: Iterable[Deployment], *, keys: bool) -> Schema:
 
 def _takes(deployment: Deployment) -> str:
     """What a raw sample is."""
-    steps = deployment.bundle.preprocess
+    steps = deployment.preprocess
     return "array" if steps is None else steps.kind
 
 

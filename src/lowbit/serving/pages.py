@@ -13,6 +13,7 @@ from lowbit.serving.asgi import CLOSE, Incoming, answer
 from lowbit.serving.callers import REQUEST_ID, admit, request_id
 from lowbit.serving.metrics import CONTENT_TYPE
 from lowbit.serving.refusals import Malformed, NotServed, WrongMethod
+from lowbit.serving.rest_codec import read_json
 
 if TYPE_CHECKING:
     from lowbit.serving.asgi import App, Receive, Scope, Send
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from lowbit.serving.recording import Recorder
     from lowbit.serving.reloading import Reloader
     from lowbit.serving.settings import Settings
+
+MOST_BODY = 1 << 20
+"""Bytes that a page is sent: flags, answers of people."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +46,7 @@ class Asked:
         Raises:
             Malformed: it is none.
         """
-        try:
-            document = json.loads(self.body)
-        except (ValueError, RecursionError) as error:
-            raise Malformed(f"The body is not JSON: {str(error)[:120]}.") from None
+        document = read_json(memoryview(self.body))
         if not isinstance(document, dict):
             raise Malformed("The body must be a JSON object.")
         return document
@@ -108,7 +109,7 @@ class Pages:
             raise NotServed(f"There is nothing at '{incoming.path}'.")
         handler, parts = found
         admit(self._settings.api_keys, incoming.headers)
-        body = bytes(await incoming.body(self._settings.max_body_bytes, self._settings.body_timeout_s))
+        body = bytes(await incoming.body(min(MOST_BODY, self._settings.max_body_bytes), self._settings.body_timeout_s))
         return await handler(Asked(parts, dict(parse_qsl(incoming.query.decode("latin-1"))), body))
 
     def _find(self, incoming: Incoming) -> tuple[Handler, Mapping[str, str]] | None:

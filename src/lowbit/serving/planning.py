@@ -1,15 +1,16 @@
-"""What requests to a deployment need beside the deployment, worked out once: readers of certainties, thresholds, the cache's namespaces."""
+"""What requests to a deployment need beside the deployment, worked out once: thresholds, and the cache's namespaces.
+
+All that lies in the bundle's folder is read when a study begins, right after loading: another version may be there later.
+"""
 
 from __future__ import annotations
-
-from functools import cached_property
 
 from lowbit.errors import UsageError
 from lowbit.serving import certainty
 from lowbit.serving.answered import Plan
+from lowbit.serving.cache import images, keys
 from lowbit.serving.cache.cache import Cache
-from lowbit.serving.certainty import ClassReader
-from lowbit.serving.deployment import Deployment, Variant
+from lowbit.serving.deployment import CHOSEN, Deployment, Variant
 from lowbit.serving.refusals import NotServed
 from lowbit.serving.routing import Escalate, Route, RoutingPolicy
 
@@ -22,26 +23,32 @@ class Study:
     """
 
     def __init__(self, deployment: Deployment, cache: Cache | None) -> None:
-        """Nothing is worked out yet."""
+        """Reads what is to be read; nothing is worked out yet."""
         self.deployment = deployment
         self._cache = cache
-        self._thresholds: dict[tuple[str, str], float | None] = {}
+        bundle, ids = deployment.bundle, {variant.id for variant in deployment.variants.values()}
+        self._samples = {} if deployment.reader is None else {each: certainty.samples(bundle, each) for each in ids}
+        self._digests = {**keys.unlisted(bundle, ids), **deployment.digests}
+        self._thresholds: dict[tuple[str, str, str], float | None] = {}
         self._plans: dict[tuple[str, Escalate | None, bool, Escalate | None], Plan] = {}
 
-    @cached_property
-    def reader(self) -> ClassReader | None:
-        """Of the certainty of answers; None where they are no classes."""
-        return certainty.reader_for(self.deployment.bundle, self.deployment.outputs)
+    @property
+    def similar_spaces(self) -> set[bytes]:
+        """Namespaces of similar answers that its plans use."""
+        return {plan.similar_space for plan in list(self._plans.values()) if plan.pixels is not None}
 
-    def below(self, rule: Escalate) -> float | None:
-        """The threshold that a rule gives, or that the bundle's samples do; None where they do not."""
+    def below(self, variant: Variant, rule: Escalate) -> float | None:
+        """The threshold that a rule gives, or that the samples do which a variant answered itself; None where they do not.
+
+        Where the variant is the one that would be asked again, what ships is what it is compared with.
+        """
         if rule.below is not None:
             return rule.below
-        key = (rule.to, rule.by)
+        key = (variant.id, rule.to, rule.by)
         if key not in self._thresholds:
-            bundle, target = self.deployment.bundle, self.deployment.variant(rule.to)
-            full = target.id if target else bundle.manifest.baseline.id
-            self._thresholds[key] = certainty.threshold(bundle, bundle.manifest.decision.chosen, full, rule.by)
+            target = self.deployment.variant(rule.to)
+            other = self.deployment.variants[CHOSEN] if target is None or target.id == variant.id else target
+            self._thresholds[key] = certainty.threshold(self._samples.get(variant.id, {}), self._samples.get(other.id, {}), rule.by)
         return self._thresholds[key]
 
     def plan(self, way: Route, policy: RoutingPolicy) -> Plan:
@@ -57,17 +64,18 @@ class Study:
         return found
 
     def _made(self, way: Route, rule: Escalate) -> Plan:
-        bundle, variant = self.deployment.bundle, self._loaded(way.variant)
+        manifest, variant = self.deployment.bundle.manifest, self._loaded(way.variant)
         again = self._loaded(way.escalate.to) if way.escalate else None
         again = None if again is variant else again
         looks = again is not None or way.review or (self._cache is not None and self._cache.looks)
-        reader = self.reader if looks else None
-        below = self.below(rule) if reader is not None else None
+        reader = self.deployment.reader if looks else None
+        below = self.below(variant, rule) if reader is not None else None
         if below is None:
             again = None
         how = "" if reader is None else f"{again.id if again else 'alone'} {rule.by} {below}"
-        space = None if self._cache is None else self._cache.namespace(bundle, variant.id, how)
-        pixels = None if self._cache is None else self._cache.pixels(bundle, self.deployment.inputs)
+        space = None if self._cache is None else keys.namespace(manifest, variant.id, self._digests, how)
+        similar = self._cache is not None and self._cache.looks
+        pixels = images.pixels_of(self.deployment.preprocess, self.deployment.inputs) if similar else None
         return Plan(variant, again, reader, rule.by, below or 0.0, space, pixels)
 
     def _loaded(self, name: str) -> Variant:
@@ -95,10 +103,18 @@ class Study:
                     f"The policy names variant '{variant}', which is not loaded for model '{name}'. Loaded: {self._known}.",
                     "Load it too: --variants chosen,full,ID.",
                 )
-        needs = policy.escalate is not None or policy.reviews
         rule = policy.escalate or Escalate()
-        if needs and self.reader is not None and self.below(rule) is None:
-            raise UsageError(
-                f"Model '{name}' does not say below which {rule.by} its answers are uncertain: its samples' outcomes are gone.",
-                "Give a number from 0 to 1 as `below` under `escalate` in the policy.",
-            )
+        for needed in self._needed(policy):
+            if self.deployment.reader is not None and self.below(self._loaded(needed), rule) is None:
+                raise UsageError(
+                    f"Variant '{needed}' of model '{name}' does not say below which {rule.by} its answers are uncertain: its samples' "
+                    "outcomes are gone.",
+                    "Give a number from 0 to 1 as `below` under `escalate` in the policy.",
+                )
+
+    def _needed(self, policy: RoutingPolicy) -> list[str]:
+        """Variants whose threshold a policy needs."""
+        name, always, again = self.deployment.name, policy.review != "never", policy.escalate is not None
+        rules = [rule for rule in policy.rules if not rule.when.model or name in rule.when.model]
+        found = {rule.use for rule in rules if always or rule.review or (again and rule.escalate)}
+        return sorted(found | {policy.default} if always or again else found)

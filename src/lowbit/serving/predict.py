@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl
@@ -24,22 +22,20 @@ import numpy as np
 from lowbit.data.preprocess import Preprocess
 from lowbit.data.steps import Size
 from lowbit.errors import LowbitError
-from lowbit.serving import callers, samples, wire
+from lowbit.serving import aside, callers, samples, wire
 from lowbit.serving.answered import Caller
 from lowbit.serving.asgi import CLOSE, JSON, App, Incoming, Receive, Scope, Send, answer
-from lowbit.serving.certainty import reader_for
 from lowbit.serving.deployment import Deployment
 from lowbit.serving.predictions import Meaning, predictions
 from lowbit.serving.refusals import Malformed, NotServed, TooLate, WrongMethod
 from lowbit.serving.requests import InferRequest, InferResponse, Parameter
-from lowbit.serving.samples import Samples
+from lowbit.serving.rest_codec import MOST_TOP
+from lowbit.serving.samples import Images, Samples
 from lowbit.serving.service import Service
 from lowbit.types import Array, Feeds, TensorInfo
 
 _PATH = re.compile(r"/v1/(?:predict|models/(?P<name>[^/]+)(?:/versions/(?P<version>[^/]+))?/predict)/?")
 QUERY = ("variant", "top", "outputs")
-MOST_TOP = 1000
-THREADS = min(4, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
@@ -71,8 +67,8 @@ class Prepared:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """The query."""
+class Query:
+    """What is behind the question mark."""
 
     top: int = 1
     outputs: bool = True
@@ -86,7 +82,6 @@ class Predict:
         """Speaks for a service."""
         self._service, self._others = service, others
         self._known: dict[str, Known] = {}
-        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="lowbit-prepare")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request.
@@ -110,8 +105,7 @@ class Predict:
         asked, caller = _asked(incoming.query), Caller(callers.request_id(headers), headers)
         with self._service.holding(incoming.size(settings.max_body_bytes)):
             body = bytes(await incoming.body(settings.max_body_bytes, settings.body_timeout_s))
-            document = await incoming.unless_gone(self._predict(name or self._only(), version, body, asked, caller))
-            text = json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
+            text = await incoming.unless_gone(self._predict(name or self._only(), version, body, asked, caller))
         end = (CLOSE,) if self._service.leaving else ()
         await answer(send, 200, [text], [JSON, (callers.REQUEST_ID.encode(), caller.request_id.encode()), *end])
 
@@ -121,7 +115,7 @@ class Predict:
             raise NotServed(f"Say which model: /v1/models/NAME/predict. Served: {', '.join(models) or 'none'}.")
         return models[0]
 
-    async def _predict(self, name: str, version: str | None, body: bytes, asked: Asked, caller: Caller) -> dict[str, Any]:
+    async def _predict(self, name: str, version: str | None, body: bytes, asked: Query, caller: Caller) -> bytes:
         loop = asyncio.get_running_loop()
         waits_s = min(callers.waits_s(caller.headers, {}) or np.inf, self._service.settings.deadline_s)
         deadline = loop.time() + waits_s
@@ -129,20 +123,20 @@ class Predict:
             known = self._know(deployment)
             try:
                 async with asyncio.timeout_at(deadline):
-                    prepared = await loop.run_in_executor(self._pool, prepare, known, body, caller.headers.get("content-type", ""))
+                    prepared = await aside.in_thread(prepare, known, body, caller.headers.get("content-type", ""))
             except TimeoutError:
                 raise TooLate("The deadline passed before the samples were prepared.") from None
             request = InferRequest(prepared.feeds, prepared.sent.id, (), {**prepared.sent.parameters, **asked.parameters})
-            left = Caller(caller.request_id, caller.headers, max(deadline - loop.time(), 1e-6), caller.tenant)
+            left = Caller(caller.request_id, caller.headers, max(deadline - loop.time(), 1e-6))
             response = await self._service.infer(name, version, request, left, deployment)
-            return told(known, response, prepared.sizes, asked)
+            size = sum(array.nbytes for array in response.outputs.values())
+            return await aside.by_size(size, _written, known, response, prepared.sizes, asked)
 
     def _know(self, deployment: Deployment) -> Known:
         known = self._known.get(deployment.name)
         if known is None or known.deployment is not deployment:
-            bundle, steps = deployment.bundle, deployment.bundle.preprocess
-            reader = reader_for(bundle, deployment.outputs)
-            meaning = Meaning.of(bundle.manifest.policy.task, deployment.outputs, reader, steps)
+            steps = deployment.preprocess
+            meaning = Meaning.of(deployment.bundle.manifest.policy.task, deployment.outputs, deployment.reader, steps)
             known = self._known[deployment.name] = Known(deployment, steps, meaning)
         return known
 
@@ -155,14 +149,14 @@ def prepare(known: Known, body: bytes, content_type: str) -> Prepared:
     """
     sent = samples.read(body, content_type, known.kind, known.axes)
     inputs = known.deployment.inputs
-    values = samples.decoded(sent.values) if known.kind == "image" else sent.values
+    values = Images(sent.values) if known.kind == "image" else sent.values
     try:
         feeds = _feeds(known.steps, values, inputs)
     except LowbitError as error:
         raise Malformed(" ".join(filter(None, (error.message, error.hint)))) from None
     except (ValueError, TypeError, OverflowError) as error:  # numpy's, where samples have another width than the steps
         raise Malformed(f"The samples do not fit the model's preprocessing: {error}.") from None
-    return Prepared(sent, feeds, [(value.height, value.width) if hasattr(value, "height") else None for value in values])
+    return Prepared(sent, feeds, values.sizes if isinstance(values, Images) else [None] * len(values))
 
 
 def _feeds(steps: Preprocess | None, values: Sequence[Any], inputs: tuple[TensorInfo, ...]) -> Feeds:
@@ -189,7 +183,11 @@ def _typed(batch: Array, dtype: str) -> Array:
     return batch if batch.dtype.name == dtype else cast(batch, dtype)
 
 
-def told(known: Known, response: InferResponse, sizes: Sequence[Size | None], asked: Asked) -> dict[str, Any]:
+def _written(known: Known, response: InferResponse, sizes: Sequence[Size | None], asked: Query) -> bytes:
+    return json.dumps(told(known, response, sizes, asked), separators=(",", ":"), allow_nan=False).encode()
+
+
+def told(known: Known, response: InferResponse, sizes: Sequence[Size | None], asked: Query) -> dict[str, Any]:
     """The answer's document."""
     document: dict[str, Any] = {"model_name": response.model, "model_version": response.version}
     if response.id:
@@ -203,13 +201,13 @@ def told(known: Known, response: InferResponse, sizes: Sequence[Size | None], as
     return {**document, "parameters": dict(response.parameters)}
 
 
-def _asked(query: bytes) -> Asked:
+def _asked(query: bytes) -> Query:
     given = dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True))
     if unknown := sorted(given.keys() - set(QUERY)):
         raise Malformed(f"The query has '{unknown[0]}', which is not known. Allowed: {', '.join(QUERY)}.")
     top, outputs = given.get("top", "1"), given.get("outputs", "true")
-    if not (top.isascii() and top.isdigit() and 1 <= int(top[:5]) <= MOST_TOP):
+    if not (top.isascii() and top.isdigit() and len(top) <= 4 and 1 <= int(top) <= MOST_TOP):
         raise Malformed(f"top must be a number of classes from 1 to {MOST_TOP}.")
     if outputs not in ("true", "false"):
         raise Malformed("outputs must be true or false.")
-    return Asked(int(top), outputs == "true", {"variant": given["variant"]} if "variant" in given else {})
+    return Query(int(top), outputs == "true", {"variant": given["variant"]} if "variant" in given else {})

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import re
 import time
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ LOOPBACK = "127.0.0.1"
 ONGOING = 2
 """Batches that a replica may hold: one that runs, one on its way."""
 TRIES, PAUSE_S = 2, 0.05
+POLL_S = 0.1
 LEAST_S, SLOWER = 10.0, 50.0
 """A replica that has not answered after so long, or so many times what was measured, counts as dead."""
 HEALTH_S, UNHEALTHY_S = 1.0, 5.0
@@ -85,7 +86,7 @@ class RayEngine:
         self._opened: list[RayRuns] = []
 
     def start(self) -> None:
-        """Joins the cluster, or starts one that nobody but this machine reaches.
+        """Joins the cluster, or starts one on this machine.
 
         Raises:
             UsageError: Ray is not installed, or there is no cluster at the address.
@@ -97,14 +98,18 @@ class RayEngine:
         except ImportError as error:
             raise UsageError("Ray is not installed.", "pip install 'lowbit[ray]'.") from error
         address = self._settings.address
+        logging.getLogger("ray").setLevel(logging.ERROR)
         try:
             if address is None:
                 ray.init("local", include_dashboard=False, _node_ip_address=LOOPBACK, log_to_driver=False, configure_logging=False)
             else:
                 ray.init(address, log_to_driver=False, configure_logging=False, namespace="lowbit")
         except (ConnectionError, ValueError, RuntimeError) as error:
-            raise UsageError(f"There is no Ray cluster at {address}: {_line(error)}.", "Give the address that `ray start` said.") from error
+            where = f"There is no Ray cluster at {address}" if address else "Ray does not start here"
+            hint = "Give the address that `ray start` said; this machine must be part of that cluster."
+            raise UsageError(f"{where}: {_line(error)}.", hint) from error
         serve.start(proxy_location="Disabled")
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)  # set up anew by the start
 
     def stop(self) -> None:
         """Takes what is still deployed away, and leaves the cluster."""
@@ -199,7 +204,7 @@ def _deploy(bundle: Bundle, candidate: Candidate, settings: RaySettings) -> RayR
 
 
 def _ready(name: str, app: Any, settings: RaySettings) -> Any:
-    """The handle of an application whose replicas are there.
+    """The handle of an application whose replicas are there. (Ray itself would wait for room for ever.)
 
     Raises:
         ModelError: they cannot start.
@@ -207,18 +212,21 @@ def _ready(name: str, app: Any, settings: RaySettings) -> Any:
     """
     from ray import serve
 
-    waiting = ThreadPoolExecutor(1, thread_name_prefix="lowbit-deploy")  # Ray itself would wait for ever
-    try:
-        return waiting.submit(serve.run, app, name=name, route_prefix=None).result(settings.start_s)
-    except TimeoutError:
-        raise UsageError(
-            f"Ray has not started {settings.least} replicas within {settings.start_s:g} s.",
-            "Ask for fewer --replicas, load fewer --variants, or add machines with free CPUs.",
-        ) from None
-    except RuntimeError as error:
-        raise ModelError(f"A replica does not start: {_cause(str(error))}", "Ray's logs on its machine say more.") from error
-    finally:
-        waiting.shutdown(wait=False)
+    target = serve.RunTarget(app, name=name, route_prefix=None)
+    (handle,) = serve.run_many([target], wait_for_applications_running=False)
+    end = time.monotonic() + settings.start_s
+    while time.monotonic() < end:
+        found = serve.status().applications.get(name)
+        if found is not None and found.status == "RUNNING":
+            return handle
+        if found is not None and found.status == "DEPLOY_FAILED":
+            messages = "\n".join([found.message, *(each.message for each in found.deployments.values())])
+            raise ModelError(f"A replica does not start: {_cause(messages)}", "Ray's logs on its machine say more.")
+        time.sleep(POLL_S)
+    raise UsageError(
+        f"Ray has not started {settings.least} replicas within {settings.start_s:g} s.",
+        "Ask for fewer --replicas, load fewer --variants, or add machines with free CPUs.",
+    )
 
 
 def _cause(text: str) -> str:

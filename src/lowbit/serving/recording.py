@@ -21,7 +21,7 @@ from lowbit.serving.observing import Observer
 from lowbit.types import Array, Feeds
 
 if TYPE_CHECKING:
-    from lowbit.serving.answering import Answered, Caller
+    from lowbit.serving.answered import Answered, Caller
     from lowbit.serving.deployment import Deployment
     from lowbit.serving.requests import InferRequest
 
@@ -46,7 +46,9 @@ class Moments:
         self.n, self.mean, self.squares, self.low, self.high, self.not_finite = 0, 0.0, 0.0, math.inf, -math.inf, 0
 
     def add(self, values: Array) -> None:
-        """Numbers [n] of any type that can be float64."""
+        """Numbers [n] of any type that can be float64; n may be 0."""
+        if not values.size:
+            return
         total = float(values.sum(dtype=np.float64))
         if not math.isfinite(total):
             kept = values[np.isfinite(values)]

@@ -69,30 +69,32 @@ class Reloader:
     async def _one(self, source: Source) -> Reloaded:
         current = self._service.models[source.model]
         try:
-            if not await asyncio.to_thread(changed, source.folder, current.version):
-                found = Reloaded(source.model, "unchanged", current.version)
-            else:
-                made = await asyncio.to_thread(self._load, source)
-                try:
-                    self._swap(made)
-                except BaseException:
-                    made.close()
-                    raise
-                found = Reloaded(source.model, "swapped", made.version)
-        except (LowbitError, OSError) as error:
+            found = await self._tried(source, current)
+        except Exception as error:  # whatever it was, the other bundles still have their turn
             why = error.message if isinstance(error, LowbitError) else type(error).__name__
-            found = Reloaded(source.model, "failed", current.version, why)
+            found = Reloaded(source.model, "failed", self._service.models[source.model].version, why)
+            if not isinstance(error, LowbitError | OSError):
+                logs.failed("loading again failed", model=source.model)
         self._metrics.reloads.labels(found.model, found.result).inc()
         (logs.warn if found.result == "failed" else logs.say)("reload", **vars(found))
         return found
 
-    def _swap(self, made: Deployment) -> None:
-        before = self._service.put(made)
-        self._metrics.put(made, before)
+    async def _tried(self, source: Source, current: Deployment) -> Reloaded:
+        """In threads, so that requests are answered meanwhile; what they wait for is the exchange alone."""
+        if not await asyncio.to_thread(changed, source.folder, current.version):
+            return Reloaded(source.model, "unchanged", current.version)
+        made = await asyncio.to_thread(self._load, source)
+        try:
+            before = self._service.put(made, await asyncio.to_thread(self._service.answers.studied, made))
+        except BaseException:
+            made.close()
+            raise
         if before is not None:
-            task = asyncio.get_running_loop().create_task(self._free(before))
+            task = logs.logged("freeing the old version failed", self._free(before))
             self._leaving.add(task)
             task.add_done_callback(self._leaving.discard)
+        self._metrics.put(made, before)
+        return Reloaded(source.model, "swapped", made.version)
 
     async def _free(self, before: Deployment) -> None:
         try:
@@ -100,7 +102,7 @@ class Reloader:
                 await before.drained()
         except TimeoutError:
             logs.warn("the old version did not get idle", model=before.name, version=before.version)
-        before.close()
+        self._service.free(before)
 
 
 def changed(folder: Path, version: str) -> bool:

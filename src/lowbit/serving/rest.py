@@ -16,8 +16,8 @@ import re
 from typing import Any
 
 from lowbit import __version__
-from lowbit.serving import callers, rest_codec
-from lowbit.serving.answering import Caller
+from lowbit.serving import aside, callers, rest_codec
+from lowbit.serving.answered import Caller
 from lowbit.serving.asgi import CLOSE, JSON, App, ClientGone, Header, Incoming, Receive, Scope, Send, answer, refuse
 from lowbit.serving.deployment import Deployment
 from lowbit.serving.refusals import NotServed, Refusal, WrongMethod
@@ -74,10 +74,12 @@ class Rest:
         callers.admit(settings.api_keys, headers)
         with self.service.holding(incoming.size(settings.max_body_bytes)):
             body = await incoming.body(settings.max_body_bytes, settings.body_timeout_s)
-            request = rest_codec.parse(body, headers.get(rest_codec.HEADER))
+            header = headers.get(rest_codec.HEADER)
+            request = await aside.by_size(rest_codec.slow(body, header), rest_codec.parse, body, header)
             caller = Caller(request_id, headers, callers.waits_s(headers, request.parameters))
             response = await incoming.unless_gone(self.service.infer(match["name"], match["version"], request, caller))
-            return rest_codec.render(response, request)
+            written = 0 if request.binary else sum(array.nbytes for array in response.outputs.values())
+            return await aside.by_size(written, rest_codec.render, response, request)
 
     async def _refuse(self, send: Send, refusal: Refusal, incoming: Incoming, request_id: str, mark: list[Header]) -> None:
         self.service.refused(refusal, Caller(request_id, incoming.headers))

@@ -21,7 +21,12 @@ HEADER = "inference-header-content-length"
 MAX_RANK = 16
 """Axes a tensor may have: far more than any model's, few enough that no shape is a burden to check."""
 MOST_JSON = 16 << 20
-"""Bytes of JSON that are read at once while others wait, about 0.3 s of decimal numbers; binary tensors may be as large as the body."""
+"""Bytes of JSON, about 0.3 s of decimal numbers, in which no thread runs but the one that reads them; binary tensors may be as large as the
+body."""
+MOST_LISTS = 1 << 20
+"""Lists and objects in a document. Empty ones take two bytes each and forty times that in memory."""
+MOST_TOP = 1000
+"""Classes that can be asked for by name."""
 
 
 def _refuse(word: str) -> Any:
@@ -44,7 +49,7 @@ def parse(body: bytes | bytearray, header_length: str | None) -> InferRequest:
         Malformed: anything but what the protocol allows; the message names the part.
     """
     view = memoryview(body)
-    split = _header(header_length, len(view))
+    split = json_size(header_length, len(view))
     document = read_json(view[:split])
     if not isinstance(document, dict):
         raise Malformed("The body must be a JSON object.")
@@ -114,7 +119,16 @@ def render(response: InferResponse, request: InferRequest) -> tuple[list[bytes],
     return [text, *raw], len(text) if raw else None
 
 
-def _header(value: str | None, size: int) -> int:
+def json_size(value: str | None, size: int) -> int:
+    """Bytes of JSON at the head of a body.
+
+    Args:
+        value: Of the header `Inference-Header-Content-Length`; None without it: all is JSON.
+        size: Of the body.
+
+    Raises:
+        Malformed: the header is no number of bytes, or says more than there are.
+    """
     if value is None:
         return size
     if not (value.isascii() and value.isdigit() and len(value) < 19):
@@ -122,6 +136,16 @@ def _header(value: str | None, size: int) -> int:
     if int(value) > size:
         raise Malformed(f"The header Inference-Header-Content-Length says {value} bytes; the body has {size}.")
     return int(value)
+
+
+def slow(body: bytes | bytearray, header_length: str | None) -> int:
+    """Bytes of a body that are read one by one: its JSON, and all of it where there are strings; numbers in binary cost nothing.
+
+    Raises:
+        Malformed: the header is wrong.
+    """
+    size = json_size(header_length, len(body))
+    return len(body) if size < len(body) and wire.BYTES.encode() in body[:size] else size
 
 
 def read_json(view: memoryview) -> Any:
@@ -133,9 +157,11 @@ def read_json(view: memoryview) -> Any:
     """
     if len(view) > MOST_JSON:
         raise TooLarge(f"The JSON has {len(view):,} bytes; {MOST_JSON:,} are allowed. Send large tensors as binary data.")
-
     try:
-        return _read(str(view, "utf-8"))
+        text = str(view, "utf-8")
+        if len(text) > 2 * MOST_LISTS and text.count("[") + text.count("{") > MOST_LISTS:
+            raise TooLarge(f"The JSON has more than {MOST_LISTS:,} lists and objects. Send tensors flat, or as binary data.")
+        return _read(text)
     except (ValueError, RecursionError) as error:
         raise Malformed(f"The body is not JSON: {str(error)[:120]}.") from None
 
@@ -209,8 +235,8 @@ def wanted(name: str, parameters: Mapping[str, Parameter]) -> Wanted:
         raise Malformed("An output of the request lacks 'name'.")
     if "shared_memory_region" in parameters:
         raise Malformed(f"Output '{name}' is wanted in shared memory, which is not served: take its values from the answer.")
-    if type(top) is not int or top < 0:
-        raise Malformed(f"Output '{name}': classification must be a number of classes.")
+    if type(top) is not int or not 0 <= top <= MOST_TOP:
+        raise Malformed(f"Output '{name}': classification must be a number of classes up to {MOST_TOP}.")
     return Wanted(name, None if binary is None else _flag(binary, "binary_data"), top)
 
 

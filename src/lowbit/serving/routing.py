@@ -112,7 +112,7 @@ class RoutingPolicy:
         escalate: None asks nothing again.
         review: Whose uncertain answers a person sees, beside those of rules that say so.
         flags: Name -> share of sessions for which it is on, 0-1.
-        tenant_header: Where the tenant stands, for callers whose API key names none.
+        tenant_header: Where the tenant stands. Anybody may write there: it steers, and protects nothing.
     """
 
     rules: tuple[Rule, ...] = ()
@@ -152,7 +152,7 @@ class RoutingPolicy:
         """
         try:
             raw = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none is a ValueError
             raise UsageError(f"The routing policy is not YAML: {error}") from error
         values = _mapping("A routing policy", {} if raw is None else raw)
         if (schema := values.pop("schema", 1)) != 1:
@@ -300,7 +300,7 @@ def _when(raw: object) -> When:
     _check_keys("condition", values, When)
     budget, critical, flag = values.get("budget_below_ms"), values.get("critical"), values.get("flag")
     headers = _mapping("header", values.get("header") or {})
-    if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int | float) or not budget > 0):
+    if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget < 1e12):
         raise UsageError(f"budget_below_ms must be milliseconds above 0, not {budget!r}.")
     return When(
         header={_text("header", name).lower(): _texts("header", value) for name, value in headers.items()},

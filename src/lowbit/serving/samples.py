@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import codecs
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -31,11 +32,16 @@ MOST_PIXELS = 64_000_000
 MOST_PIXELS_TOGETHER = 256_000_000
 """Of all images of a request."""
 MOST_SAMPLES = 1024
+MOST_FIELDS = 64
+"""Of a form, beside its files."""
+CHARSETS = ("utf-8", "us-ascii", "utf-16", "iso-8859-1")
+"""Other codecs take long for some texts, or mean files and addresses."""
 _TAKES = {
     "image": "images: image/png, image/jpeg, ..., multipart/form-data with files, or JSON with base64",
     "text": "text: text/plain or JSON",
     "array": "numbers: JSON with rows or nested lists",
 }
+_CODECS = {codecs.lookup(name).name for name in CHARSETS}
 _DATA_URL = re.compile(r"data:[\w/+.-]*;base64,")
 _ENVELOPE = {"samples", "id", "parameters"}
 
@@ -84,15 +90,24 @@ def read(body: bytes, content_type: str, kind: str, axes: int) -> Samples:
         raise WrongKind(f"The body is {media}; this model takes {_TAKES[kind]}.")
     if not found.values:
         raise Malformed("There is no sample in the body.")
-    if len(found.values) > MOST_SAMPLES:
-        raise TooLarge(f"The body has {len(found.values):,} samples; {MOST_SAMPLES:,} are allowed.")
     return found
+
+
+def _few(samples: int) -> None:
+    if samples > MOST_SAMPLES:
+        raise TooLarge(f"The body has {samples:,} samples; {MOST_SAMPLES:,} are allowed.")
 
 
 def _text(body: bytes, charset: str) -> str:
     try:
+        known = codecs.lookup(charset).name in _CODECS
+    except (LookupError, ValueError):  # the latter of a name with a zero in it
+        known = False
+    if not known:
+        raise Malformed(f"The text is {charset[:40]!r}. Allowed: {', '.join(CHARSETS)}.")
+    try:
         return body.decode(charset)
-    except (LookupError, UnicodeError):
+    except UnicodeError:
         raise Malformed(f"The text is not {charset}.") from None
 
 
@@ -107,6 +122,7 @@ def _from_json(document: Any, kind: str, axes: int) -> Samples:
             raise Malformed("The request's 'samples' must be a list.")
     else:
         values = document if _is_list_of_samples(document, kind, axes) else [document]
+    _few(len(values))
     return Samples([_image(value) for value in values] if kind == "image" else values, ident, parameters)
 
 
@@ -144,7 +160,10 @@ def _from_parts(body: bytes, boundary: str) -> Samples:
     """The files of a form (RFC 7578); its other fields are parameters. The body is here whole: splitting it is all there is to do."""
     if not boundary:
         raise Malformed("The Content-Type multipart/form-data has no boundary.")
-    _, *parts = (b"\r\n" + body).split(b"\r\n--" + boundary.encode("utf-8", "surrogateescape"))
+    edge = b"\r\n--" + boundary.encode("utf-8", "surrogateescape")
+    if (number := body.count(edge)) > MOST_SAMPLES + MOST_FIELDS:  # before each costs a parser of headers
+        raise TooLarge(f"The form has {number:,} parts; {MOST_SAMPLES:,} files and {MOST_FIELDS} other fields are allowed.")
+    _, *parts = (b"\r\n" + body).split(edge)
     if not parts or not parts[-1].startswith(b"--"):
         raise Malformed("The form does not end with its boundary.")
     files: list[bytes] = []
@@ -158,22 +177,39 @@ def _from_parts(body: bytes, boundary: str) -> Samples:
             files.append(content)
         else:
             fields[str(headers.get_param("name", "", "content-disposition"))] = _text(content, "utf-8")
+    _few(len(files))
     return Samples(files, str(fields.pop("id", "")), fields)
 
 
-def decoded(values: Sequence[Any]) -> list[Any]:
-    """Encoded images as loaded Pillow images; nested lists stay.
+class Images(Sequence[Any]):
+    """Encoded images, each decoded when it is asked for and forgotten behind that; nested lists stay.
 
-    Raises:
-        Malformed: not an image, broken, of a format that is not read, or of more pixels than allowed.
+    Attributes:
+        sizes: Height and width of each image that was asked for; None for a nested list.
     """
-    found, left = [], MOST_PIXELS_TOGETHER
-    for position, value in enumerate(values):
-        if isinstance(value, bytes):
-            value, pixels = _decoded(value, position, left)
-            left -= pixels
-        found.append(value)
-    return found
+
+    def __init__(self, values: Sequence[Any]) -> None:
+        """Decodes none yet."""
+        self._values = values
+        self._pixels = [0] * len(values)
+        self.sizes: list[tuple[int, int] | None] = [None] * len(values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __getitem__(self, position: Any) -> Any:
+        """One of them, by its position from 0.
+
+        Raises:
+            Malformed: not an image, broken, of a format that is not read, or of more pixels than allowed, alone or with those before.
+        """
+        value = self._values[position]
+        if not isinstance(value, bytes):
+            return value
+        left = MOST_PIXELS_TOGETHER - sum(self._pixels) + self._pixels[position]
+        image, self._pixels[position] = _decoded(value, position, left)
+        self.sizes[position] = (image.height, image.width)
+        return image
 
 
 def _decoded(data: bytes, position: int, left: int) -> tuple[Any, int]:

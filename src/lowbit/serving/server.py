@@ -77,9 +77,15 @@ async def serve(sources: Sequence[Source], settings: Settings, on_ready: Callabl
         watching.metrics.watch(service)
         opener = await stack.enter_async_context(opener_for(settings.ray))
         load = partial(_load, settings=settings, metrics=watching.metrics, opener=opener)
-        stack.callback(_free, service)
+        stack.callback(service.close)
         for source in sources:
-            watching.metrics.put(_put(service, await asyncio.to_thread(load, source)))
+            made = await asyncio.to_thread(load, source)
+            try:
+                service.put(made)
+            except BaseException:
+                made.close()
+                raise
+            watching.metrics.put(made)
             if wishes.stop.is_set():
                 return
         reloader = Reloader(service, tuple(sources), load, watching.metrics, settings.drain_s)
@@ -98,24 +104,20 @@ def _check(sources: Sequence[Source], settings: Settings) -> None:
     names = [source.model for source in sources]
     if double := {name for name in names if names.count(name) > 1}:
         raise UsageError(f"Two bundles are named '{double.pop()}'.", "Name them: lowbit serve first=FOLDER second=FOLDER.")
-    if settings.grpc_port and not settings.reuse_port:
-        bound(settings.host, settings.grpc_port).close()  # a busy port is an error before models are loaded
+    if not settings.grpc_port:
+        return
+    if settings.grpc_port == settings.port:
+        raise UsageError(f"REST and gRPC cannot share port {settings.port}.", "Another --grpc-port (0 takes a free one), or --no-grpc.")
+    try:
+        bound(settings.host, settings.grpc_port, shared=settings.reuse_port).close()  # a busy port is an error before models are loaded
+    except UsageError as error:
+        raise UsageError(error.message, "Another --grpc-port (0 takes a free one), or --no-grpc.") from None
 
 
 def _load(source: Source, *, settings: Settings, metrics: Metrics, opener: Opener) -> Deployment:
     return deployment.load(
         source.folder, name=source.name, roles=settings.roles, limits=settings.limits, on_batch=metrics.on_batch, opener=opener
     )
-
-
-def _put(service: Service, made: Deployment) -> Deployment:
-    service.put(made)
-    return made
-
-
-def _free(service: Service) -> None:
-    for each in service.models.values():
-        each.close()
 
 
 @contextlib.contextmanager
@@ -161,7 +163,8 @@ async def _noticing(settings: Settings, wishes: Wishes) -> AsyncIterator[None]:
     if settings.spot == "off":
         yield
         return
-    task = asyncio.create_task(notices.watch(settings.spot, lambda _: wishes.stop.set(), settings.metadata_url))
+    watch = notices.watch(settings.spot, lambda _: wishes.stop.set(), settings.metadata_url)
+    task = logs.logged("notices are not watched any more", watch)
     try:
         yield
     finally:
@@ -177,8 +180,12 @@ async def _until(wishes: Wishes, reloader: Reloader) -> None:
         asked.cancel()
         if wishes.reload.is_set():
             wishes.reload.clear()
-            reloading = asyncio.create_task(reloader.reload())
+            reloading = logs.logged("loading again failed", _reloaded(reloader))
             await asyncio.wait((ending, reloading), return_when=asyncio.FIRST_COMPLETED)
+
+
+async def _reloaded(reloader: Reloader) -> None:
+    await reloader.reload()
 
 
 async def drain(service: Service, web: HttpServer, listening: socket.socket, grpc: GrpcServer | None) -> None:
@@ -198,12 +205,11 @@ async def drain(service: Service, web: HttpServer, listening: socket.socket, grp
             if settings.reuse_port:  # the successor answers what comes now
                 await _close(web, listening)
             service.draining = True
-            for each in service.models.values():
-                await each.drained()
+            await service.idle()
             await asyncio.gather(*handing_over)  # its clients were sent to the successor when this began
     left = service.inside
     service.draining = True
-    _free(service)
+    service.close()
     if not settings.reuse_port:
         await _close(web, listening)
     (logs.warn if left else logs.say)("drained", refused=left)

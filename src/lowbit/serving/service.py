@@ -14,9 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from lowbit.serving.answering import Answers, Caller, said
-from lowbit.serving.deployment import Deployment
+from lowbit.serving import logs
+from lowbit.serving.answered import Caller, said
+from lowbit.serving.answering import Answers
+from lowbit.serving.deployment import Deployment, Inside
 from lowbit.serving.observing import Observer
+from lowbit.serving.planning import Study
 from lowbit.serving.refusals import Gone, Malformed, NotServed, Refusal, Unavailable
 from lowbit.serving.requests import InferRequest, InferResponse, Wanted
 from lowbit.serving.settings import Settings
@@ -33,7 +36,6 @@ class Service:
         answers: Routes, caches, runs.
         leaving: True once the server is to stop: it is not ready any more, and connections are closed behind their answers.
         draining: True once nothing more is admitted.
-        inside: Requests that were admitted and have no answer yet.
         held: Bytes of bodies that are being read or answered.
     """
 
@@ -44,9 +46,10 @@ class Service:
         self.answers = answers or Answers()
         self.leaving = False
         self.draining = False
-        self.inside = 0
         self.held = 0
+        self._inside = Inside()
         self._models: dict[str, Deployment] = {}
+        self._before: list[Deployment] = []
 
     @property
     def models(self) -> Mapping[str, Deployment]:
@@ -54,20 +57,50 @@ class Service:
         return self._models
 
     @property
+    def inside(self) -> int:
+        """Requests that were admitted and have no answer yet, whichever version they are in."""
+        return self._inside.count
+
+    @property
     def ready(self) -> bool:
         """Whether requests should come here."""
         return bool(self._models) and not (self.leaving or self.draining)
 
-    def put(self, deployment: Deployment) -> Deployment | None:
-        """Serves a deployment from now on; gives back the one it takes the place of, which still has to end what it accepted.
+    def put(self, deployment: Deployment, study: Study | None = None) -> Deployment | None:
+        """Serves a deployment from now on.
+
+        Args:
+            deployment: To serve.
+            study: What `answers.studied` found out about it, in a thread perhaps; None finds out here.
+
+        Returns:
+            The one it takes the place of, which still has to end what it accepted: then it is to be given to `free`.
 
         Raises:
             UsageError: the routing policy does not fit it; the one before stays.
         """
-        self.answers.prepare(deployment)
+        self.answers.adopt(study or self.answers.studied(deployment))
         before = self._models.get(deployment.name)
         self._models[deployment.name] = deployment
+        if before is not None:
+            self._before.append(before)
         return before
+
+    def free(self, deployment: Deployment) -> None:
+        """Frees one that `put` gave back; what it has not answered is refused."""
+        self._before = [each for each in self._before if each is not deployment]
+        deployment.close()
+
+    async def idle(self) -> None:
+        """Waits until no request is inside and no variant runs anything, of whatever version."""
+        await self._inside.empty()
+        for deployment in (*self._models.values(), *self._before):
+            await deployment.drained()
+
+    def close(self) -> None:
+        """Refuses what has no answer yet, and frees all there is. Closing twice is fine."""
+        for deployment in (*self._models.values(), *self._before):
+            deployment.close()
 
     def model(self, name: str, version: str | None = None) -> Deployment:
         """By name and version.
@@ -91,12 +124,12 @@ class Service:
         """
         self._admit()
         deployment = self.model(name, version)
-        self.inside += 1
+        self._inside.enter()
         deployment.inside.enter()
         try:
             yield deployment
         finally:
-            self.inside -= 1
+            self._inside.leave()
             deployment.inside.leave()
 
     @contextlib.contextmanager
@@ -135,7 +168,8 @@ class Service:
             if deployment is None:
                 self._admit()
                 deployment = self.model(name, version)
-            self.inside += place is None
+            if place is None:
+                self._inside.enter()
             deployment.inside.enter()
             try:
                 check(deployment.inputs, request.inputs)
@@ -144,7 +178,8 @@ class Service:
                 found = await self.answers.answer(deployment, request, caller, deadline)
                 outputs = {each.name: _shown(found.outputs[each.name], each) for each in wanted}
             finally:
-                self.inside -= place is None
+                if place is None:
+                    self._inside.leave()
                 deployment.inside.leave()
         except Refusal as refusal:
             self.refused(refusal, caller, deployment, perf_counter() - start)
@@ -154,7 +189,10 @@ class Service:
             raise
         seconds = perf_counter() - start
         for observer in self.observers:
-            observer.answered(deployment, request, caller, found, seconds)
+            try:
+                observer.answered(deployment, request, caller, found, seconds)
+            except Exception:  # who watches must not cost anybody an answer
+                logs.failed("an observer failed", observer=type(observer).__name__)
         return InferResponse(deployment.name, deployment.version, outputs, request.id, said(found))
 
     def _admit(self) -> None:
@@ -169,7 +207,10 @@ class Service:
             return
         refusal.told = True
         for observer in self.observers:
-            observer.refused(deployment, caller, refusal, seconds)
+            try:
+                observer.refused(deployment, caller, refusal, seconds)
+            except Exception:
+                logs.failed("an observer failed", observer=type(observer).__name__)
 
 
 def check(inputs: tuple[TensorInfo, ...], feeds: Feeds) -> None:
@@ -221,7 +262,9 @@ def _shown(array: Array, wanted: Wanted) -> Array:
     """The tensor, or its top classes as "value:index" strings (the protocol's classification extension)."""
     if not wanted.classification:
         return array
-    flat = array.reshape(len(array), -1)
+    if array.dtype.kind in "OSU":
+        raise Malformed(f"Output '{wanted.name}' is strings: it has no top classes.")
+    flat = np.asarray(array.reshape(len(array), -1), np.float64)  # also what has no sign, or a lowest value without a counterpart
     top = np.argsort(-flat, axis=1, kind="stable")[:, : wanted.classification]
     named = [[f"{flat[row, column]:.6f}:{column}".encode() for column in columns] for row, columns in enumerate(top)]
     return np.array(named, object)

@@ -13,14 +13,24 @@ import numpy as np
 from lowbit.bundle import sizes
 from lowbit.bundle.bundle import Bundle
 from lowbit.bundle.manifest import candidate_of
-from lowbit.errors import ModelError
+from lowbit.errors import LowbitError, ModelError, RunError
+from lowbit.pipeline.recipes import BATCH_SCALED
+from lowbit.recipe import Recipe
 from lowbit.types import Array, Candidate, Feeds, TensorInfo
 
 PROBE_ROWS = 2
 WARM_S = 3.0
 """A model is warmed up for so long at most."""
-ANY = 2
-"""The number that stands for an axis of any size when a model is tried."""
+ANY = (8, 2, 32, 224)
+"""Numbers that stand for an axis of any size when a model is tried, until one fits its rules."""
+TOKENS = (30, 2)
+"""Whole numbers are tried below these: more than a small vocabulary has may be refused."""
+LOUD = 100.0
+"""How much larger a row's neighbours are when it is tried whether it minds them."""
+NOISE = 1e-4
+"""Of an output's largest magnitude: what neighbours may change. The runs have one shape, so that the order of their sums is the same; where
+activations share a scale with a neighbour, far more changes."""
+MASK = "mask"
 
 
 class Runs(Protocol):
@@ -58,15 +68,20 @@ class Sessions:
         """Runs [N, ...], in parts where that is quicker.
 
         Raises:
-            RunError: the runtime refuses the feeds.
+            RunError: the runtime refuses the feeds, or they need parts and the outputs have no rows to put together.
         """
         if self._free is not None:
             return self._free.run(feeds)
         rows = len(next(iter(feeds.values())))
+        sizes = self._cover(rows)
+        if sizes == (rows,):
+            return self._fixed[rows].run(feeds)
         parts, at = [], 0
-        for size in self._cover(rows):
+        for size in sizes:
             mine = min(size, rows - at)
             part = self._fixed[size].run({name: _filled(array[at : at + mine], size) for name, array in feeds.items()})
+            if not has_rows(part, size):
+                raise RunError(f"This model answers {size} rows at once, and {rows} came: its outputs cannot be taken apart.")
             parts.append({name: array[:mine] for name, array in part.items()})
             at += mine
         return parts[0] if len(parts) == 1 else {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -77,6 +92,11 @@ class Sessions:
             session.close()
 
 
+def has_rows(outputs: Mapping[str, Array], rows: int) -> bool:
+    """Whether every output has so many rows, so that it can be taken apart by them."""
+    return all(array.ndim and len(array) == rows for array in outputs.values())
+
+
 def open_sessions(bundle: Bundle, candidate: str) -> Sessions:
     """Opens a candidate the way it was measured to be fastest, and runs it once.
 
@@ -85,26 +105,28 @@ def open_sessions(bundle: Bundle, candidate: str) -> Sessions:
         candidate: Its id, or the baseline's.
 
     Raises:
-        UsageError: no such candidate, or its artifact or runtime is not here.
+        UsageError: no such candidate, or its artifact or runtime is not here: no other takes its place.
         ModelError: it does not run.
     """
     found = candidate_of(bundle.manifest.entry(candidate))
     most = sizes.largest_useful(found.measurements)
     own = sizes.compiled(found.measurements, most)
-    sessions = _fixed(bundle, candidate, own) if 1 in own else _free(bundle, candidate, found, most)
+    sessions = _fixed(bundle, candidate, found, own) if 1 in own else _free(bundle, candidate, found, most)
     try:
         _try(sessions)
+        if _scaled_by_batch(bundle, candidate):
+            sessions.batch = 1
     except BaseException:
         sessions.close()
         raise
     return sessions
 
 
-def _fixed(bundle: Bundle, candidate: str, own: Mapping[int, tuple[object, float]]) -> Sessions:
+def _fixed(bundle: Bundle, candidate: str, found: Candidate, own: Mapping[int, tuple[object, float]]) -> Sessions:
     opened: dict[int, Runs] = {}
     try:
         for size in own:
-            opened[size] = bundle.session(batch=size, candidate=candidate)
+            opened[size] = bundle.session(found.runtime, size, candidate=candidate)
     except BaseException:
         for session in opened.values():
             session.close()
@@ -113,27 +135,98 @@ def _fixed(bundle: Bundle, candidate: str, own: Mapping[int, tuple[object, float
 
 
 def _free(bundle: Bundle, candidate: str, found: Candidate, most: int) -> Sessions:
-    session = bundle.session(candidate=candidate)
+    session = bundle.session(found.runtime, candidate=candidate)
     first = session.inputs[0].shape[0] if session.inputs[0].shape else None
     if isinstance(first, int):  # exported for one batch size alone
         return Sessions({first: session}, {first: 1.0}, None, first, 1)
     return Sessions({}, {}, session, most, found.tuning.streams)
 
 
-def _try(sessions: Sessions) -> None:
-    """Runs zeros: what cannot run is not served, and rows that do not come back apart are never put together."""
-    shapes = {info.name: [PROBE_ROWS, *(dim if isinstance(dim, int) else ANY for dim in info.shape[1:])] for info in sessions.inputs}
-    feeds = {info.name: np.zeros(shapes[info.name], info.dtype) for info in sessions.inputs}
+def _scaled_by_batch(bundle: Bundle, candidate: str) -> bool:
+    """Whether the recipe says that rows share a scale: no --max-batch may put together what does not come apart."""
+    file = bundle.folder / "candidates" / candidate / "recipe.yaml"
+    if not file.is_file():
+        return False
     try:
-        found = sessions.run(feeds)
-    except ModelError:
-        if not any(not isinstance(dim, int) for info in sessions.inputs for dim in info.shape[1:]):
-            raise
-        return  # axes of any size may have rules of their own that two does not fit
-    if any(array.ndim == 0 or len(array) != PROBE_ROWS for array in found.values()):
+        return Recipe.from_yaml(file.read_text(encoding="utf-8")).method in BATCH_SCALED
+    except (LowbitError, OSError, ValueError):  # it only explains; what the model does was tried
+        return False
+
+
+def _try(sessions: Sessions) -> None:
+    """Runs made-up rows: what cannot run is not served, and rows that mind each other are never put together.
+
+    A row minds its neighbours where its outputs do not come back by rows, or change with what stands beside it (activations that are
+    quantized with one scale for the whole batch). What cannot be tried is not proven, and stays alone.
+    """
+    anything = any(not isinstance(dim, int) for info in sessions.inputs for dim in info.shape[1:])
+    found = _runnable(sessions, anything=anything)
+    if found is None or not all(_alone(sessions, *found, rows) for rows in {PROBE_ROWS, max(PROBE_ROWS, sessions.batch)}):
         sessions.batch = 1
-    if all(isinstance(dim, int) for info in sessions.inputs for dim in info.shape[1:]):
-        _warm(sessions, feeds)
+    if found is not None and not anything:
+        _warm(sessions, found[0])
+
+
+def _runnable(sessions: Sessions, *, anything: bool) -> tuple[Feeds, Feeds] | None:
+    """A quiet row that the model takes, and a loud one; None where no guess at axes of any size was right.
+
+    Raises:
+        ModelError: its axes are known, and it does not run.
+    """
+    last: ModelError | None = None
+    for size in ANY if anything else ANY[:1]:
+        for high in TOKENS:
+            quiet, loud = ({info.name: make(info, size, high) for info in sessions.inputs} for make in (_quiet, _loud))
+            try:
+                sessions.run(quiet)
+            except ModelError as error:
+                last = error
+            else:
+                return quiet, loud
+    if anything or last is None:
+        return None
+    raise last
+
+
+def _quiet(info: TensorInfo, size: int, high: int, seed: int = 0) -> Array:
+    """A row [1, ...] of random numbers around 0, or of whole numbers below `high`; nothing of it is masked."""
+    shape = [1, *(dim if isinstance(dim, int) else size for dim in info.shape[1:])]
+    dtype, rng = np.dtype(info.dtype), np.random.default_rng(seed)
+    if dtype.kind == "f":
+        return rng.standard_normal(shape, np.float32).astype(dtype)
+    if dtype.kind in "iub":
+        return np.ones(shape, dtype) if MASK in info.name else rng.integers(0, 2 if dtype.kind == "b" else high, shape).astype(dtype)
+    return np.zeros(shape, dtype)
+
+
+def _loud(info: TensorInfo, size: int, high: int) -> Array:
+    """Another row: far larger where it holds numbers of any size or pixels, else other words."""
+    row = _quiet(info, size, high, seed=1)
+    if row.dtype.kind == "f":
+        return (row.astype(np.float32) * LOUD).astype(row.dtype)
+    pixels = row.dtype.kind in "iu" and row.dtype.itemsize == 1 and MASK not in info.name
+    return np.full_like(row, np.iinfo(row.dtype).max) if pixels else row
+
+
+def _alone(sessions: Sessions, quiet: Feeds, loud: Feeds, rows: int) -> bool:
+    """Whether both rows have the same answer beside others like themselves as beside each other: of two ranges one may hold the other."""
+    try:
+        one, two = (sessions.run({name: np.repeat(array, rows, axis=0) for name, array in row.items()}) for row in (quiet, loud))
+        both = sessions.run({name: np.concatenate([array, np.repeat(loud[name], rows - 1, axis=0)]) for name, array in quiet.items()})
+    except ModelError:
+        return False
+    if not all(has_rows(outputs, rows) for outputs in (one, two, both)):
+        return False
+    return all(_same(one[name][:1], array[:1]) and _same(two[name][-1:], array[-1:]) for name, array in both.items())
+
+
+def _same(one: Array, other: Array) -> bool:
+    if one.shape != other.shape:
+        return False
+    if one.dtype.kind != "f":
+        return bool(np.array_equal(one, other))
+    room = NOISE * float(np.abs(np.nan_to_num(one)).max(initial=0.0))
+    return bool(np.allclose(one, other, rtol=0, atol=room, equal_nan=True))
 
 
 def _warm(sessions: Sessions, feeds: Feeds) -> None:

@@ -21,7 +21,7 @@ class Settings:
         reuse_port: Share the ports with a predecessor or a successor, so that one takes over from the other without a gap.
         roles: Variants to load: "chosen", "full", or ids of candidates.
         limits: On what waits.
-        deadline_s: A request that says none is given up after this.
+        deadline_s: A request that says none is given up after this, and so is one that says more.
         max_body_bytes: Of a request.
         max_held_bytes: Of all bodies that are being read or answered at one time.
         max_requests: Requests that may be in the server at once, over all models.

@@ -12,7 +12,7 @@ from lowbit.errors import UsageError
 from lowbit.serving.observing import Observer
 
 if TYPE_CHECKING:
-    from lowbit.serving.answering import Answered, Caller
+    from lowbit.serving.answered import Answered, Caller
     from lowbit.serving.deployment import Deployment
     from lowbit.serving.refusals import Refusal
     from lowbit.serving.requests import InferRequest

@@ -8,27 +8,28 @@ same.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import replace
 
 import numpy as np
 
-from lowbit.bundle.bundle import Bundle
+from lowbit.errors import UsageError
+from lowbit.serving import framing, wire
 from lowbit.serving.answered import Answered, Plan
-from lowbit.serving.cache import images, keys
 from lowbit.serving.cache.flights import Flights
 from lowbit.serving.cache.guard import Guard
-from lowbit.serving.cache.images import Look, Pixels
+from lowbit.serving.cache.images import Look
 from lowbit.serving.cache.remote import Link, Shared, SharedIndex
 from lowbit.serving.cache.settings import CacheSettings
 from lowbit.serving.cache.similar import MARGIN, Index, LocalIndex
 from lowbit.serving.cache.store import Kept, Local, Store
-from lowbit.types import Array, Feeds, TensorInfo
+from lowbit.types import Array, Feeds
 
 Work = Callable[[], Awaitable[Answered]]
 RESULTS = ("miss", "exact", "similar", "shared", "shadow")
 SAVED = ("exact", "similar", "shared")
-STATES = ("proving", "on", "off")
+STATES = ("on", "proving", "off")
+"""From the best to the worst."""
 
 
 class Cache:
@@ -37,14 +38,16 @@ class Cache:
     Attributes:
         store: Of exact answers.
         similar: Of similar ones; None leaves them out.
-        guard: Says whether similar ones may be given.
+        guards: By the namespace of similar answers: each says whether similar ones may be given there. What one model gets right says
+            nothing of another, nor of another version or variant.
         counts: Requests by what became of them, and rows that did not have to run ("saved_rows").
     """
 
-    def __init__(self, store: Store, similar: Index | None = None, guard: Guard | None = None) -> None:
-        """Starts with whatever the stores have."""
+    def __init__(self, store: Store, similar: Index | None = None, guarded: Callable[[], Guard] = lambda: Guard(0.005, 0.02)) -> None:
+        """Starts with whatever the stores have; `guarded` makes a guard."""
         self.store, self.similar = store, similar
-        self.guard = guard or Guard(0.005, 0.02)
+        self.guards: dict[bytes, Guard] = {}
+        self._guarded = guarded
         self.counts = Counter(dict.fromkeys((*RESULTS, "saved_rows"), 0))
         self._flights: Flights[Answered] = Flights()
 
@@ -53,12 +56,19 @@ class Cache:
         """The cache that settings describe; None where they keep nothing.
 
         Raises:
-            UsageError: the address of Redis is none, or its package is missing.
+            UsageError: the address of Redis is none, its package is missing, or answers are to be kept for no time.
         """
         if not settings.max_bytes:
             return None
+        if not 0 < settings.ttl_s < float("inf"):
+            raise UsageError(f"Answers cannot be kept for {settings.ttl_s:g} seconds.", "Give a time above 0: --cache-ttl 10m.")
+        if not 0 < settings.similar_budget < 1:
+            raise UsageError(f"A share of {settings.similar_budget:g} wrong answers cannot be shown.", "Give one above 0 and below 1.")
         local = Local(settings.max_bytes, settings.ttl_s)
-        guard = Guard(settings.similar_budget, settings.shadow, settings.seed)
+
+        def guard() -> Guard:
+            return Guard(settings.similar_budget, settings.shadow, settings.seed)
+
         if settings.redis is None:
             return cls(local, LocalIndex(settings.max_bytes, settings.ttl_s) if settings.similar else None, guard)
         link = Link(settings.redis)
@@ -69,13 +79,17 @@ class Cache:
         """Whether it needs the certainty of answers."""
         return self.similar is not None
 
-    def namespace(self, bundle: Bundle, candidate: str, how: str) -> bytes:
-        """See `keys.namespace`."""
-        return keys.namespace(bundle, candidate, how)
+    def guard(self, plan: Plan) -> Guard:
+        """Of a plan's similar answers."""
+        space = plan.similar_space
+        if (found := self.guards.get(space)) is None:
+            found = self.guards[space] = self._guarded()
+        return found
 
-    def pixels(self, bundle: Bundle, inputs: tuple[TensorInfo, ...]) -> Pixels | None:
-        """How images are looked at; None where nobody does."""
-        return images.pixels_of(bundle, inputs) if self.similar is not None else None
+    def only(self, spaces: Collection[bytes]) -> None:
+        """Forgets the guards of all other namespaces: nobody asks there any more."""
+        for space in set(self.guards) - set(spaces):
+            self.guards.pop(space, None)
 
     async def answered(self, plan: Plan, inputs: Feeds, critical: bool, work: Work, deadline: float) -> Answered:
         """A kept answer, another request's, or the work's, which is then kept.
@@ -84,26 +98,31 @@ class Cache:
             Refusal: what the work raised, or TooLate while waiting for another request's.
         """
         assert plan.space is not None, "asked only where there is one"
-        key = keys.key(plan.space, inputs)
-        kept = await self.store.get(key)
+        key = framing.digest(plan.space, inputs)
+        kept = await self.store.get(key, lambda found: fits(found, plan, inputs))
         if kept is not None:
             return self._counted("exact", inputs, _answered(plan, kept, "exact"))
         # A critical request must not be handed what another was given for being similar.
         flight = key + (b"critical" if critical else b"")
-        found, shared = await self._flights.once(flight, lambda: self._look(key, plan, inputs, critical, work), deadline)
+        found, shared = await self._flights.once(
+            flight, lambda: self._look(key, plan, inputs, critical, work), deadline, lambda found: settled(found, plan)
+        )
         return self._counted("shared" if shared else found.cache, inputs, replace(found, cache="shared", batch=0) if shared else found)
 
     async def _look(self, key: bytes, plan: Plan, inputs: Feeds, critical: bool, work: Work) -> Answered:
-        look = plan.pixels.look(inputs) if plan.pixels and plan.reader and not critical and self.guard.state != "off" else None
-        if look is None or self.similar is None:
+        if self.similar is None or plan.pixels is None or plan.reader is None or critical:
             return await self._work(key, plan, None, work)
-        kept = await self.similar.near(plan.similar_space, look)
+        guard = self.guard(plan)
+        look = plan.pixels.look(inputs) if guard.state != "off" else None
+        if look is None:
+            return await self._work(key, plan, None, work)
+        kept = await self.similar.near(plan.similar_space, look, lambda found: fits(found, plan, inputs))
         if kept is None:
             return await self._work(key, plan, look, work)
-        if not self.guard.checks():
+        if not guard.checks():
             return _answered(plan, kept, "similar")
         found = await self._work(key, plan, None, work)
-        self.guard.told(right=_same_class(plan, kept, found))
+        guard.told(right=_same_class(plan, kept, found))
         return replace(found, cache="shadow")
 
     async def _work(self, key: bytes, plan: Plan, look: Look | None, work: Work) -> Answered:
@@ -121,12 +140,14 @@ class Cache:
         return found
 
     def facts(self) -> dict[str, float]:
-        """Numbers for metrics, by name."""
+        """Numbers for metrics, by name; of guards the worst."""
         found = {**{name: float(value) for name, value in self.counts.items()}, **self.store.facts()}
         if self.similar is not None:
-            guard = self.guard
-            found |= {"similar_checked": guard.checked, "similar_wrong": guard.wrong, "similar_wrong_upper": guard.upper}
-            found |= {f"similar_{state}": float(guard.state == state) for state in STATES}
+            guards = self.guards.values()
+            worst = max((guard.state for guard in guards), key=STATES.index, default="proving")
+            found |= {"similar_checked": sum(guard.checked for guard in guards), "similar_wrong": sum(guard.wrong for guard in guards)}
+            found |= {"similar_wrong_upper": max((guard.upper for guard in guards), default=1.0)}
+            found |= {f"similar_{state}": float(worst == state) for state in STATES}
         return found
 
     async def open(self) -> None:
@@ -141,6 +162,21 @@ class Cache:
 def settled(found: Answered, plan: Plan) -> bool:
     """Whether the next request would be answered the same: not where uncertain rows could not be asked again for want of time."""
     return plan.again is None or bool(found.escalated) or not found.uncertain
+
+
+def fits(kept: Kept, plan: Plan, inputs: Feeds) -> bool:
+    """Whether an answer is one that the plan's variant could give: what comes from another process may be anything."""
+    rows, outputs = len(next(iter(inputs.values()))), {info.name: info for info in plan.variant.sessions.outputs}
+    if kept.outputs.keys() != outputs.keys() or kept.about["escalated_to"] not in (None, plan.again.id if plan.again else None):
+        return False
+    if not all(0 <= (kept.about[count] or 0) <= rows for count in ("escalated", "uncertain")):
+        return False
+    for name, array in kept.outputs.items():
+        shape = (rows, *outputs[name].shape[1:])
+        alike = len(shape) == array.ndim and all(dim == size for dim, size in zip(shape, array.shape, strict=True) if isinstance(dim, int))
+        if not alike or wire.datatype_of(array.dtype.name) != wire.datatype_of(outputs[name].dtype):
+            return False
+    return True
 
 
 def _clear(plan: Plan, outputs: Mapping[str, Array]) -> bool:

@@ -9,11 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lowbit.bundle.bundle import Bundle
 from lowbit.types import Array, Feeds, TensorInfo
+
+if TYPE_CHECKING:
+    from lowbit.data.preprocess import Preprocess
 
 SIDE = 16
 """Of the hash, in blocks."""
@@ -124,9 +127,8 @@ def _bits(grey: Array) -> Array:
     return np.packbits(brighter).view(np.uint64)
 
 
-def pixels_of(bundle: Bundle, inputs: tuple[TensorInfo, ...]) -> Pixels | None:
-    """How a bundle's input is read as an image; None where it is none, or its preprocessing does not say how to get grey levels back."""
-    steps = bundle.preprocess
+def pixels_of(steps: Preprocess | None, inputs: tuple[TensorInfo, ...]) -> Pixels | None:
+    """How a model's input is read as an image; None where it is none, or its preprocessing does not say how to get grey levels back."""
     if steps is None or steps.kind != "image" or len(inputs) != 1 or len(inputs[0].shape) != 4:
         return None
     if steps.layout not in ("nchw", "nhwc") or not isinstance(steps.scale, float | int):

@@ -1,46 +1,65 @@
-"""What an answer belongs to: a key is a digest of the preprocessed tensors within a namespace of model, preprocessing and variant."""
+"""What an answer belongs to: a namespace of model, preprocessing and variant, in which `framing.digest` of the tensors is the key."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 from importlib import metadata
-from pathlib import Path
-
-import numpy as np
+from pathlib import PurePosixPath
 
 from lowbit.bundle.bundle import Bundle
 from lowbit.bundle.manifest import digest
-from lowbit.types import Feeds
+from lowbit.bundle.schema import Manifest
 
-VERSION = 1
+VERSION = 2
 """Of keys and values: another number makes everything that is kept unknown."""
 
 
-def namespace(bundle: Bundle, candidate: str, how: str = "") -> bytes:
+def namespace(manifest: Manifest, candidate: str, digests: Mapping[str, str], how: str = "") -> bytes:
     """Digest of all that an answer follows from beside its inputs.
 
     Args:
-        bundle: It comes from.
+        manifest: Of the bundle.
         candidate: Id of the variant that is asked first.
+        digests: SHA-256 of the files that were loaded, by their paths within the bundle: those on the disk may be another version's by now.
         how: What else is done to its answers, e.g. the threshold below which they are asked again.
 
     Returns:
         32 bytes: of the artifact and its preprocessing, the runtime with its version and tuning, and `how`.
     """
-    entry = bundle.manifest.entry(candidate)
-    shipped = candidate == bundle.manifest.decision.chosen
-    artifact = bundle.manifest.model.artifact if shipped else entry.artifact
-    steps = None if bundle.manifest.preprocess is None else bundle.folder / bundle.manifest.preprocess
+    entry = manifest.entry(candidate)
     parts = [f"{VERSION}", how, candidate, entry.runtime, _installed(entry.runtime), entry.tuning.model_dump_json()]
-    parts += _files((bundle.folder / artifact).parent) if artifact else []
-    parts.append(digest(steps) if steps else "")
+    if (artifact := artifact_of(manifest, candidate)) is not None:
+        parts += [f"{PurePosixPath(file).name}={digests[file]}" for file in sorted(digests) if _beside(file, artifact)]
+    parts.append(digests.get(manifest.preprocess or "", ""))
     return hashlib.sha256("\0".join(parts).encode()).digest()
 
 
-def _files(folder: Path) -> list[str]:
-    """The artifact with whatever weights lie beside it."""
-    return [f"{file.name}={digest(file)}" for file in sorted(folder.iterdir()) if file.is_file() and file.suffix not in (".npz", ".json")]
+def unlisted(bundle: Bundle, candidates: Collection[str]) -> dict[str, str]:
+    """Digests of the artifacts that the manifest does not list: of candidates that neither ship nor are the baseline. Reads the disk."""
+    listed = {entry.path for entry in bundle.manifest.files}
+    found = {}
+    for candidate in candidates:
+        artifact = artifact_of(bundle.manifest, candidate)
+        if artifact is None or artifact in listed:
+            continue
+        for file in (bundle.folder / artifact).parent.iterdir():
+            path = file.relative_to(bundle.folder).as_posix()
+            if file.is_file() and _beside(path, artifact):
+                found[path] = digest(file)
+    return found
+
+
+def artifact_of(manifest: Manifest, candidate: str) -> str | None:
+    """Path of what is run, within the bundle."""
+    return manifest.model.artifact if candidate == manifest.decision.chosen else manifest.entry(candidate).artifact
+
+
+def _beside(file: str, artifact: str) -> bool:
+    """Whether a file is the artifact, or weights that lie beside it."""
+    path = PurePosixPath(file)
+    return path.parent == PurePosixPath(artifact).parent and path.suffix not in (".npz", ".json")
 
 
 @lru_cache
@@ -49,21 +68,3 @@ def _installed(runtime: str) -> str:
         return metadata.version(runtime)
     except metadata.PackageNotFoundError:
         return ""
-
-
-def key(space: bytes, feeds: Feeds) -> bytes:
-    """SHA-256 over the namespace and every tensor with its name, type and shape; 32 bytes.
-
-    A weaker and quicker hash would let a client make two inputs that share a key, and so choose another client's answer.
-    """
-    found = hashlib.sha256(space)
-    for name in sorted(feeds):
-        array = feeds[name]
-        found.update(f"\0{name}\0{array.dtype.str}\0{array.shape}\0".encode())
-        if array.dtype == object:
-            for value in array.ravel():
-                raw = value if isinstance(value, bytes) else str(value).encode()
-                found.update(b"%d:" % len(raw) + raw)
-        else:
-            found.update(np.ascontiguousarray(array).data if array.size else b"")
-    return found.digest()

@@ -1,7 +1,8 @@
 """Answers in a Redis that several replicas share. A Redis that is away costs nothing but its answers.
 
-Keys: `lowbit:e:KEY` an exact answer; `lowbit:s:SPACE:ID` a similar one with its look; `lowbit:b:SPACE:BAND:BITS` the set of ids whose hash
-has these 16 bits in this band. Redis without modules has no search by distance; two hashes that differ by few bits share a band.
+Keys: `lowbit:e:KEY` an exact answer; `lowbit:s:SPACE:ID` a similar one with its look; `lowbit:b:SPACE:BAND:BITS` the newest ids whose hash
+has these 16 bits in this band, by time. Redis without modules has no search by distance; two hashes that differ by few bits share a band.
+Others may write there: an answer says which key it was kept under, and is compared with what the model gives.
 Everything expires; give Redis a `maxmemory` with `allkeys-lru`, and it stays within that.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -18,10 +20,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from lowbit.errors import UsageError
-from lowbit.serving.cache import framing
+from lowbit.serving import framing
 from lowbit.serving.cache.images import Look
 from lowbit.serving.cache.similar import CANDIDATES, CLOSE
-from lowbit.serving.cache.store import Kept, Local
+from lowbit.serving.cache.store import Fits, Kept, Local, anything
 from lowbit.types import Array
 
 PATIENCE_S = 0.01
@@ -33,7 +35,9 @@ FIRST_S, LAST_S = 0.1, 5.0
 PENDING = 64
 """Answers that may be on their way to Redis; more are not kept."""
 IN_BAND = 16
-"""Ids of one band that are looked at, by chance where there are more."""
+"""Ids of one band that are kept and looked at: the newest."""
+LONGEST_MS = 10 * 366 * 24 * 3600 * 1000
+"""Redis takes no time that is much longer."""
 COUNTED = ("redis_errors", "redis_skipped", "redis_unkept")
 THUMB = "\0thumb"
 Result = TypeVar("Result")
@@ -161,17 +165,17 @@ class Shared:
         """See `Store`."""
         await self._link.open()
 
-    async def get(self, key: bytes) -> Kept | None:
+    async def get(self, key: bytes, fits: Fits = anything) -> Kept | None:
         """See `Store`."""
         if (here := await self._local.get(key)) is not None:
             return here
         value = await self._link.call(lambda: self._link.client.get(_exact(key)))
-        found = None if value is None else _kept(value)
+        found = None if value is None else _kept(value, _exact(key))
         if found is None:
             return None
         kept, about = found
         left = min(about["until"] - self._clock(), self._local.ttl_s)
-        if left <= 0:
+        if left <= 0 or not fits(kept):
             return None
         await self._local.put(key, kept, left)
         return kept
@@ -179,8 +183,9 @@ class Shared:
     async def put(self, key: bytes, kept: Kept) -> None:
         """See `Store`."""
         await self._local.put(key, kept)
-        value = framing.pack(kept.outputs, {"kept": dict(kept.about), "until": self._clock() + self._local.ttl_s})
-        self._link.later(lambda: self._link.client.set(_exact(key), value, px=int(1000 * self._local.ttl_s)))
+        name, until = _exact(key), self._clock() + self._local.ttl_s
+        value = framing.pack(kept.outputs, {"key": name, "kept": dict(kept.about), "until": until})
+        self._link.later(lambda: self._link.client.set(name, value, px=_milliseconds(self._local.ttl_s)))
 
     def facts(self) -> dict[str, float]:
         """See `Store`."""
@@ -195,11 +200,11 @@ class Shared:
 class SharedIndex:
     """Answers of similar images in Redis; see `similar.Index`."""
 
-    def __init__(self, link: Link, ttl_s: float, *, close: float = CLOSE) -> None:
+    def __init__(self, link: Link, ttl_s: float, *, close: float = CLOSE, clock: Callable[[], float] = time.time) -> None:
         """Over a link."""
-        self._link, self._ttl_s, self._close = link, ttl_s, close
+        self._link, self._ttl_s, self._close, self._clock = link, ttl_s, close, clock
 
-    async def near(self, space: bytes, look: Look) -> Kept | None:
+    async def near(self, space: bytes, look: Look, fits: Fits = anything) -> Kept | None:
         """See `Index`."""
         places = _bands(space, look.bits)
         found = await self._link.call(lambda: self._ids(places))
@@ -208,37 +213,39 @@ class SharedIndex:
             return None
         values = await self._link.call(lambda: self._link.client.mget(ids))
         best, kept = self._close, None
-        for value in values or ():
-            entry = None if value is None else _kept(value)
+        for name, value in zip(ids, values or (), strict=False):
+            entry = None if value is None else _kept(value, name.decode(errors="replace"))
             if entry is None or THUMB not in entry[0].outputs:
                 continue
             outputs = dict(entry[0].outputs)
-            thumb = outputs.pop(THUMB)
-            if thumb.dtype != look.thumb.dtype:
+            thumb, answer = outputs.pop(THUMB), Kept(outputs, entry[0].about)
+            if thumb.dtype != look.thumb.dtype or not fits(answer):
                 continue
             if (distance := look.distance(Look(look.bits, thumb, entry[1]["detail"]))) <= best:
-                best, kept = distance, Kept(outputs, entry[0].about)
+                best, kept = distance, answer
         return kept
 
     async def _ids(self, places: list[str]) -> list[list[bytes]]:
         async with self._link.client.pipeline(transaction=False) as pipe:
             for place in places:
-                pipe.srandmember(place, IN_BAND)
+                pipe.zrevrange(place, 0, IN_BAND - 1)
             found: list[list[bytes]] = await pipe.execute()
             return found
 
     async def put(self, space: bytes, look: Look, kept: Kept) -> None:
         """See `Index`."""
-        value = framing.pack({**kept.outputs, THUMB: look.thumb}, {"kept": dict(kept.about), "detail": look.detail})
         name = f"lowbit:s:{space[:12].hex()}:{hashlib.sha256(look.thumb.tobytes()).hexdigest()[:24]}"
+        value = framing.pack({**kept.outputs, THUMB: look.thumb}, {"key": name, "kept": dict(kept.about), "detail": look.detail})
         self._link.later(lambda: self._write(_bands(space, look.bits), name, value))
 
     async def _write(self, places: list[str], name: str, value: bytes) -> None:
-        milliseconds = int(1000 * self._ttl_s)
+        now, milliseconds = self._clock(), _milliseconds(self._ttl_s)
         async with self._link.client.pipeline(transaction=False) as pipe:
             pipe.set(name, value, px=milliseconds)
             for place in places:
-                pipe.sadd(place, name)
+                pipe.zadd(place, {name: now})
+                pipe.zremrangebyscore(place, "-inf", now - self._ttl_s)
+                pipe.zremrangebyrank(place, 0, -IN_BAND - 1)
                 pipe.pexpire(place, milliseconds)
             await pipe.execute()
 
@@ -247,19 +254,25 @@ def _exact(key: bytes) -> str:
     return f"lowbit:e:{key.hex()}"
 
 
+def _milliseconds(seconds: float) -> int:
+    return min(max(int(1000 * seconds), 1), LONGEST_MS)
+
+
 def _bands(space: bytes, bits: Array) -> list[str]:
     """Names of the sets that a hash belongs to: 16 bands of 16 bits."""
     bands = np.ascontiguousarray(bits).view(np.uint16).tolist()
     return [f"lowbit:b:{space[:12].hex()}:{number:x}:{band:04x}" for number, band in enumerate(bands)]
 
 
-def _kept(value: bytes) -> tuple[Kept, dict[str, float]] | None:
-    """An answer from Redis; None for anything that is none: others may write there."""
+def _kept(value: bytes, key: str) -> tuple[Kept, dict[str, float]] | None:
+    """An answer from Redis, and numbers about it; None for anything that is none, or was kept under another key."""
     try:
         outputs, about = framing.unpack(value)
         kept, numbers = about["kept"], {name: float(about.get(name, 0.0)) for name in ("until", "detail")}
         escalated, to, uncertain = kept["escalated"], kept["escalated_to"], kept["uncertain"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError):
         return None
-    fits = type(escalated) is int and isinstance(to, str | None) and isinstance(uncertain, int | None)
-    return (Kept(outputs, {"escalated": escalated, "escalated_to": to, "uncertain": uncertain}), numbers) if fits else None
+    counts = type(escalated) is int and (uncertain is None or type(uncertain) is int)
+    if about.get("key") != key or not counts or not isinstance(to, str | None) or not all(map(math.isfinite, numbers.values())):
+        return None
+    return Kept(outputs, {"escalated": escalated, "escalated_to": to, "uncertain": uncertain}), numbers

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from lowbit.serving.cache.images import Look
-from lowbit.serving.cache.store import OVERHEAD, Kept
+from lowbit.serving.cache.store import OVERHEAD, Fits, Kept, anything
 from lowbit.types import Array
 
 CLOSE = 6.0
@@ -28,8 +28,8 @@ MOST = 4096
 class Index(Protocol):
     """Keeps answers by what their images look like. Neither call ever raises."""
 
-    async def near(self, space: bytes, look: Look) -> Kept | None:
-        """The answer of the closest image within the namespace, if one is close enough."""
+    async def near(self, space: bytes, look: Look, fits: Fits = anything) -> Kept | None:
+        """The answer of the closest image within the namespace, if one is close enough; `fits` is asked as by a `Store`."""
         ...
 
     async def put(self, space: bytes, look: Look, kept: Kept) -> None: ...
@@ -70,7 +70,7 @@ class LocalIndex:
         """Entries."""
         return len(self._order)
 
-    async def near(self, space: bytes, look: Look) -> Kept | None:
+    async def near(self, space: bytes, look: Look, fits: Fits = anything) -> Kept | None:  # noqa: ARG002
         """See `Index`."""
         found = self.nearest(space, look)
         return found[1] if found is not None and found[0] <= self.close else None

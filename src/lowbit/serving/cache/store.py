@@ -39,12 +39,22 @@ class Kept:
         return Kept(outputs, self.about)
 
 
+Fits = Callable[[Kept], bool]
+
+
+def anything(_: Kept) -> bool:
+    """Fits always."""
+    return True
+
+
 class Store(Protocol):
     """Keeps answers by key. Neither call ever raises: what cannot be kept or found is a miss."""
 
     async def open(self) -> None: ...
 
-    async def get(self, key: bytes) -> Kept | None: ...
+    async def get(self, key: bytes, fits: Fits = anything) -> Kept | None:
+        """The answer; `fits` is asked where it comes from another process."""
+        ...
 
     async def put(self, key: bytes, kept: Kept) -> None: ...
 
@@ -78,7 +88,7 @@ class Local:
     async def open(self) -> None:
         """Is always."""
 
-    async def get(self, key: bytes) -> Kept | None:
+    async def get(self, key: bytes, fits: Fits = anything) -> Kept | None:  # noqa: ARG002  (it was put here by this process)
         """The answer, if it is here and young enough."""
         entry = self._entries.get(key)
         if entry is None:

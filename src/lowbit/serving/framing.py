@@ -1,16 +1,19 @@
-"""Kept answers as bytes, for stores outside the process: a line of JSON, then the tensors' raw bytes. No pickle."""
+"""Tensors as bytes, for what is kept outside the process: a line of JSON, then their raw bytes, no pickle; and the digest of tensors."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import struct
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from lowbit.serving import wire
 from lowbit.serving.refusals import Malformed
-from lowbit.types import Array
+from lowbit.types import Array, Feeds
 
 MAGIC = b"lowbit\x01\n"
 _LENGTH = struct.Struct("<I")
@@ -40,7 +43,7 @@ def unpack(value: bytes) -> tuple[dict[str, Array], dict[str, Any]]:
     """
     try:
         return _unpack(memoryview(value))
-    except (Malformed, KeyError, TypeError, struct.error, RecursionError) as error:
+    except (Malformed, KeyError, TypeError, OverflowError, struct.error, RecursionError) as error:
         raise ValueError(f"no kept answer: {error}") from error
 
 
@@ -65,3 +68,21 @@ def _unpack(view: memoryview) -> tuple[dict[str, Array], dict[str, Any]]:
     if not isinstance(about, dict):
         raise ValueError("no kept answer: its head is no mapping")
     return arrays, about
+
+
+def digest(space: bytes, feeds: Feeds) -> bytes:
+    """SHA-256 over a namespace and every tensor with its name, type and shape; 32 bytes.
+
+    A weaker and quicker hash would let a client make two inputs that share a key, and so choose another client's answer.
+    """
+    found = hashlib.sha256(space)
+    for name in sorted(feeds):
+        array = feeds[name]
+        found.update(f"\0{name}\0{array.dtype.str}\0{array.shape}\0".encode())
+        if array.dtype == object:
+            for value in array.ravel():
+                raw = value if isinstance(value, bytes) else str(value).encode()
+                found.update(b"%d:" % len(raw) + raw)
+        else:
+            found.update(np.ascontiguousarray(array).data if array.size else b"")
+    return found.digest()
