@@ -33,9 +33,9 @@ from typing import Any
 import numpy as np
 import psutil
 
-from lowbit.serving import http_client
-from lowbit.serving.load_targets import GrpcTarget, Model, RestTarget, describe
-from lowbit.serving.loadtest import Objective, closed_loop, open_loop, until_it_breaks
+from lowbit.serving.load import http_client
+from lowbit.serving.load.load_targets import GrpcTarget, Model, RestTarget, describe
+from lowbit.serving.load.loadtest import Objective, closed_loop, open_loop, until_it_breaks
 
 HERE = Path(__file__).resolve().parent
 PEERS = HERE / "serving_peers"
@@ -402,8 +402,8 @@ def run_recording(seconds: float) -> dict[str, Any]:
 
 def recording_alone() -> dict[str, float]:
     """Microseconds that one recording takes, and how many of a model's requests it may have."""
-    from lowbit.serving import deployment
-    from lowbit.serving.recording import Record
+    from lowbit.serving.run import deployment
+    from lowbit.serving.watch.recording import Record
 
     loaded = deployment.load(bundle(), roles=())
     try:

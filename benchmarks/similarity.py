@@ -26,10 +26,10 @@ import numpy as np
 from PIL import Image, ImageChops, ImageDraw
 
 from lowbit.data.preprocess import Preprocess
+from lowbit.serving.answer.certainty import ClassReader
 from lowbit.serving.cache.images import THUMB, Look, Pixels
 from lowbit.serving.cache.similar import CLOSE, MARGIN, LocalIndex
 from lowbit.serving.cache.store import Kept
-from lowbit.serving.certainty import ClassReader
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"

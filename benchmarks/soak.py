@@ -32,8 +32,8 @@ from redis_case import RedisServer, redis_server  # noqa: E402
 from serving_case import BASELINE, INT8, OUTPUT, Running, running, tiny_bundle  # noqa: E402
 
 from lowbit.bundle.bundle import Bundle  # noqa: E402
-from lowbit.serving import http_client  # noqa: E402
-from lowbit.serving.load_targets import GrpcTarget, Model, RestTarget, parse_answer  # noqa: E402
+from lowbit.serving.load import http_client  # noqa: E402
+from lowbit.serving.load.load_targets import GrpcTarget, Model, RestTarget, parse_answer  # noqa: E402
 from small_models import images  # noqa: E402
 
 POOL = 64

@@ -17,10 +17,10 @@ from onnx import TensorProto, helper
 from lowbit.bundle.manifest import build_manifest, file_entries, write_manifest
 from lowbit.bundle.schema import CalibrationEntry, DataEntry, ValidationEntry
 from lowbit.graph.load import load_model
-from lowbit.serving import deployment
-from lowbit.serving.rest import Rest
+from lowbit.serving.run import deployment
 from lowbit.serving.service import Service
 from lowbit.serving.settings import Settings
+from lowbit.serving.web.rest import Rest
 from lowbit.types import Budget, Candidate, Decision, Judgement, Latency, Measurement, Policy, Tuning
 from small_models import save
 

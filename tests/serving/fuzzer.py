@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from lowbit.serving.wire import DATATYPES
+from lowbit.serving.protocol.wire import DATATYPES
 
 WEIRD: tuple[Any, ...] = (
     None,

@@ -17,21 +17,21 @@ from serving_case import BASELINE, INPUT, INT8, OUTPUT, tiny_bundle
 
 from lowbit.errors import UsageError
 from lowbit.measure.outcomes import Outcomes
-from lowbit.serving import deployment
-from lowbit.serving.answered import Answered, Caller, said
-from lowbit.serving.answering import Answers
+from lowbit.serving.answer.answered import Answered, Caller, said
+from lowbit.serving.answer.answering import Answers
+from lowbit.serving.answer.certainty import ClassReader
+from lowbit.serving.answer.escalation import can_merge, merged, rows_of
+from lowbit.serving.answer.live_policy import LivePolicy
+from lowbit.serving.answer.planning import Study
+from lowbit.serving.answer.questions import Questions
+from lowbit.serving.answer.routing import Escalate, Route, RoutingPolicy
 from lowbit.serving.cache.cache import Cache
 from lowbit.serving.cache.guard import Guard
 from lowbit.serving.cache.settings import CacheSettings
-from lowbit.serving.certainty import ClassReader
-from lowbit.serving.deployment import Deployment
-from lowbit.serving.escalation import can_merge, merged, rows_of
-from lowbit.serving.live_policy import LivePolicy
-from lowbit.serving.planning import Study
-from lowbit.serving.questions import Questions
-from lowbit.serving.refusals import Malformed, NotServed, Unavailable
-from lowbit.serving.requests import InferRequest
-from lowbit.serving.routing import Escalate, Route, RoutingPolicy
+from lowbit.serving.protocol.refusals import Malformed, NotServed, Unavailable
+from lowbit.serving.protocol.requests import InferRequest
+from lowbit.serving.run import deployment
+from lowbit.serving.run.deployment import Deployment
 from small_models import images
 
 CACHED = CacheSettings(max_bytes=1 << 20)
@@ -131,7 +131,7 @@ def test_where_full_precision_has_no_room_the_first_answer_stays(tiny: Deploymen
 
 def test_asking_again_leaves_time_to_answer(tiny: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
     async def never(*_: object, deadline: float, **__: object) -> None:
-        from lowbit.serving.refusals import TooLate
+        from lowbit.serving.protocol.refusals import TooLate
 
         await asyncio.sleep(deadline - asyncio.get_running_loop().time())
         raise TooLate("The deadline passed.")

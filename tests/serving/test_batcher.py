@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lowbit.serving.batcher import Answer, Batcher, Batching
-from lowbit.serving.refusals import Refusal, TooLate, Unavailable
+from lowbit.serving.protocol.refusals import Refusal, TooLate, Unavailable
+from lowbit.serving.run.batcher import Answer, Batcher, Batching
 from lowbit.types import Array, Feeds
 
 

@@ -16,7 +16,7 @@ from serving_case import BASELINE, INT8, OUTPUT, tiny_bundle
 from lowbit.bundle.bundle import Bundle
 from lowbit.measure.observe import ClassObserver
 from lowbit.measure.outcomes import Outcomes
-from lowbit.serving.certainty import ClassReader, _ends_in_probabilities, lowest_safe, reader_for, samples, threshold
+from lowbit.serving.answer.certainty import ClassReader, _ends_in_probabilities, lowest_safe, reader_for, samples, threshold
 from lowbit.types import TensorInfo
 
 LOGITS = arrays.arrays(np.float32, st.tuples(st.integers(1, 5), st.integers(1, 7)), elements=st.floats(-30, 30, width=32))

@@ -13,26 +13,27 @@ import pytest
 from serving_case import INPUT, tiny_bundle
 
 from lowbit.errors import UsageError
-from lowbit.serving import deployment, logs
-from lowbit.serving.answered import Caller
-from lowbit.serving.answering import Answers
+from lowbit.serving.answer.answered import Caller
+from lowbit.serving.answer.answering import Answers
 from lowbit.serving.cache.cache import RESULTS
 from lowbit.serving.cache.remote import COUNTED
 from lowbit.serving.cache.settings import CacheSettings
-from lowbit.serving.deployment import CHOSEN, Deployment
-from lowbit.serving.http_client import Response, fetch
-from lowbit.serving.http_server import bound, http_server
-from lowbit.serving.load_targets import body
-from lowbit.serving.metrics import NOW, TOTALS, Metrics
-from lowbit.serving.observing import Observer
-from lowbit.serving.refusals import Malformed, Unavailable
+from lowbit.serving.load.http_client import Response, fetch
+from lowbit.serving.load.load_targets import body
+from lowbit.serving.protocol.refusals import Malformed, Unavailable
+from lowbit.serving.protocol.requests import InferRequest
 from lowbit.serving.reloading import Reloader, Source
-from lowbit.serving.requests import InferRequest
-from lowbit.serving.rest import Rest
+from lowbit.serving.run import deployment
+from lowbit.serving.run.deployment import CHOSEN, Deployment
+from lowbit.serving.run.sessions import Sessions
 from lowbit.serving.server import drain
 from lowbit.serving.service import Service
-from lowbit.serving.sessions import Sessions
 from lowbit.serving.settings import Settings
+from lowbit.serving.watch import logs
+from lowbit.serving.watch.metrics import NOW, TOTALS, Metrics
+from lowbit.serving.watch.observing import Observer
+from lowbit.serving.web.http_server import bound, http_server
+from lowbit.serving.web.rest import Rest
 from lowbit.types import Array, Feeds
 from small_models import images
 

@@ -16,11 +16,11 @@ from hypothesis.extra import numpy as arrays
 from serving_case import BASELINE, INT8, tiny_bundle
 
 from lowbit.bundle.bundle import Bundle
-from lowbit.serving import framing
 from lowbit.serving.cache import keys
 from lowbit.serving.cache.flights import Flights
 from lowbit.serving.cache.store import OVERHEAD, Kept, Local
-from lowbit.serving.refusals import TooLate, Unavailable
+from lowbit.serving.protocol import framing
+from lowbit.serving.protocol.refusals import TooLate, Unavailable
 
 ARRAYS = st.sampled_from([np.float32, np.int8, np.int64, np.bool_]).flatmap(
     lambda dtype: arrays.arrays(dtype, arrays.array_shapes(max_dims=3, max_side=4, min_side=0))

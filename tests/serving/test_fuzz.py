@@ -18,8 +18,8 @@ from asgi_case import ask, call, echo_bundle, mixed_bundle
 from PIL import Image
 from serving_case import INPUT, OUTPUT, Running, running, tiny_bundle
 
-from lowbit.serving.predict import Predict
-from lowbit.serving.rest import Rest
+from lowbit.serving.web.predict import Predict
+from lowbit.serving.web.rest import Rest
 from small_models import images
 
 IN_PROCESS, OVER_SOCKETS, FILES = 9_500, 500, 2_000

@@ -18,11 +18,12 @@ from clients_case import run
 from serving_case import BASELINE, INPUT, INT8, OUTPUT, tiny_bundle
 
 from lowbit.errors import UsageError
-from lowbit.serving import grpc_codec, grpc_messages, grpc_server, wire
-from lowbit.serving.grpc_messages import SERVICE, messages
-from lowbit.serving.grpc_server import start_grpc
-from lowbit.serving.refusals import Malformed
-from lowbit.serving.requests import InferRequest, InferResponse
+from lowbit.serving.protocol import grpc_codec, grpc_messages, wire
+from lowbit.serving.protocol.grpc_messages import SERVICE, messages
+from lowbit.serving.protocol.refusals import Malformed
+from lowbit.serving.protocol.requests import InferRequest, InferResponse
+from lowbit.serving.rpc import grpc_server
+from lowbit.serving.rpc.grpc_server import start_grpc
 from lowbit.serving.service import Service
 from small_models import images
 

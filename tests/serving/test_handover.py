@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from lowbit.serving.handover import give_away, turn_away
+from lowbit.serving.web.handover import give_away, turn_away
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="of Linux")
 

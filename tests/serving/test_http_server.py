@@ -15,11 +15,12 @@ import pytest
 from serving_case import INPUT, tiny_bundle
 
 from lowbit.errors import UsageError
-from lowbit.serving import asgi, deployment
-from lowbit.serving.http_server import HttpServer, PatientForAWhile, bound, http_server
-from lowbit.serving.rest import Rest
+from lowbit.serving.run import deployment
 from lowbit.serving.service import Service
 from lowbit.serving.settings import Settings
+from lowbit.serving.web import asgi
+from lowbit.serving.web.http_server import HttpServer, PatientForAWhile, bound, http_server
+from lowbit.serving.web.rest import Rest
 from small_models import images
 
 LIVE = b"GET /v2/health/live HTTP/1.1\r\nhost: x\r\n\r\n"

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from lowbit.errors import UsageError
-from lowbit.serving.live_policy import LivePolicy
-from lowbit.serving.routing import RoutingPolicy
+from lowbit.serving.answer.live_policy import LivePolicy
+from lowbit.serving.answer.routing import RoutingPolicy
 
 
 def write(file: Path, text: str) -> None:

@@ -15,8 +15,8 @@ from cli_runner import lowbit
 from serving_case import INPUT, OUTPUT, Running, running, tiny_bundle
 
 from lowbit.errors import UsageError
-from lowbit.serving.load_targets import GrpcTarget, Model, RestTarget, describe, parse_answer, varied
-from lowbit.serving.loadtest import Objective, Step, arrivals, closed_loop, open_loop, until_it_breaks
+from lowbit.serving.load.load_targets import GrpcTarget, Model, RestTarget, describe, parse_answer, varied
+from lowbit.serving.load.loadtest import Objective, Step, arrivals, closed_loop, open_loop, until_it_breaks
 
 
 def step(latencies: list[float], rate: float = 10, **statuses: int) -> Step:

@@ -17,9 +17,9 @@ from test_predict import PNG, form, png
 from test_rest import question
 
 from conftest import missing
-from lowbit.serving.openapi import Docs
-from lowbit.serving.predict import Predict
-from lowbit.serving.rest import Rest
+from lowbit.serving.web.openapi import Docs
+from lowbit.serving.web.predict import Predict
+from lowbit.serving.web.rest import Rest
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from asgi_case import Answered, call
 
-from lowbit.serving.pages import MOST_BODY, Asked, Page, Pages
-from lowbit.serving.rest import Rest
 from lowbit.serving.service import Service
 from lowbit.serving.settings import Settings
+from lowbit.serving.web.pages import MOST_BODY, Asked, Page, Pages
+from lowbit.serving.web.rest import Rest
 
 
 def posted(body: bytes, **settings: Any) -> Answered:

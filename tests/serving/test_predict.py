@@ -22,9 +22,10 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 from lowbit.bundle.bundle import Bundle
-from lowbit.serving import aside, openapi, predict, samples
-from lowbit.serving.predict import Predict
-from lowbit.serving.rest import Rest
+from lowbit.serving.protocol import aside
+from lowbit.serving.web import openapi, predict, samples
+from lowbit.serving.web.predict import Predict
+from lowbit.serving.web.rest import Rest
 from small_models import save
 
 PATH = "/v1/models/tiny/predict"

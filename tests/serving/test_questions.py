@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 
 from lowbit.errors import UsageError
-from lowbit.serving.admin import mount
-from lowbit.serving.answering import Answers
-from lowbit.serving.asgi import refuse
-from lowbit.serving.live_policy import LivePolicy
-from lowbit.serving.pages import Pages
-from lowbit.serving.questions import FILE, MAX_ANSWER, AlreadyAnswered, Question, Questions
-from lowbit.serving.refusals import Malformed, NotServed, Refusal
-from lowbit.serving.routing import RoutingPolicy
+from lowbit.serving.answer.answering import Answers
+from lowbit.serving.answer.live_policy import LivePolicy
+from lowbit.serving.answer.questions import FILE, MAX_ANSWER, AlreadyAnswered, Question, Questions
+from lowbit.serving.answer.routing import RoutingPolicy
+from lowbit.serving.protocol.refusals import Malformed, NotServed, Refusal
 from lowbit.serving.settings import Settings
+from lowbit.serving.web.admin import mount
+from lowbit.serving.web.asgi import refuse
+from lowbit.serving.web.pages import Pages
 
 X = np.arange(12, dtype=np.float32).reshape(4, 3)
 Y = np.arange(8, dtype=np.float32).reshape(4, 2)

@@ -11,8 +11,8 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from lowbit.serving.batcher import Batcher, Batching
-from lowbit.serving.ragged import BUCKETS, Ragged, ragged_for
+from lowbit.serving.run.batcher import Batcher, Batching
+from lowbit.serving.run.ragged import BUCKETS, Ragged, ragged_for
 from lowbit.types import Array, Feeds, TensorInfo
 from small_models import save
 

@@ -23,9 +23,9 @@ from serving_case import BASELINE, INPUT, INT8, OUTPUT, Running, running, tiny_b
 
 from lowbit.bundle.bundle import Bundle
 from lowbit.errors import ModelError, RunError, UsageError
-from lowbit.serving.batcher import Batcher, Batching
-from lowbit.serving.ray_engine import RayEngine, RayRuns, RaySettings
-from lowbit.serving.refusals import Unavailable
+from lowbit.serving.protocol.refusals import Unavailable
+from lowbit.serving.run.batcher import Batcher, Batching
+from lowbit.serving.run.ray_engine import RayEngine, RayRuns, RaySettings
 from small_models import images
 
 POOL, CLIENTS = 16, 4
@@ -177,7 +177,7 @@ def test_what_ray_cannot_do_is_said(bundle: Path, cluster: Any, tmp_path: Path, 
         sessions.close()
         other = tiny_bundle(tmp_path / "other")
         loaded = Bundle.load(other)
-        monkeypatch.setattr("lowbit.serving.deployment.version_of", lambda _: "0" * 12)
+        monkeypatch.setattr("lowbit.serving.run.deployment.version_of", lambda _: "0" * 12)
         with pytest.raises(ModelError, match="another version"):
             engine.open(loaded, INT8)
     finally:

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from serving_case import INPUT, INT8, OUTPUT, tiny_bundle
 
-from lowbit.serving import deployment
-from lowbit.serving.answered import Answered, Caller
-from lowbit.serving.deployment import Deployment
-from lowbit.serving.recording import Moments, Record, Recorder, merged
-from lowbit.serving.requests import InferRequest
+from lowbit.serving.answer.answered import Answered, Caller
+from lowbit.serving.protocol.requests import InferRequest
+from lowbit.serving.run import deployment
+from lowbit.serving.run.deployment import Deployment
+from lowbit.serving.watch.recording import Moments, Record, Recorder, merged
 from small_models import images
 
 numbers = st.lists(st.floats(-1e6, 1e6, width=32), max_size=50)

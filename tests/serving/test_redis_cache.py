@@ -18,14 +18,15 @@ from serving_case import BASELINE, INPUT, OUTPUT, tiny_bundle
 
 from conftest import missing
 from lowbit.errors import UsageError
-from lowbit.serving import deployment, framing
-from lowbit.serving.answered import Answered, Plan
+from lowbit.serving.answer.answered import Answered, Plan
 from lowbit.serving.cache import remote
 from lowbit.serving.cache.cache import Cache, fits
 from lowbit.serving.cache.images import Look
 from lowbit.serving.cache.remote import Link, Shared, SharedIndex, _kept
 from lowbit.serving.cache.settings import CacheSettings
 from lowbit.serving.cache.store import Kept, Local
+from lowbit.serving.protocol import framing
+from lowbit.serving.run import deployment
 from small_models import images
 
 ABOUT = {"escalated": 2, "escalated_to": "fp32@x", "uncertain": None}

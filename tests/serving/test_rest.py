@@ -18,11 +18,12 @@ from asgi_case import Answered, ask, call, echo_bundle, mixed_bundle
 from serving_case import BASELINE, INPUT, INT8, OUTPUT, tiny_bundle
 
 from lowbit import __version__
-from lowbit.serving import asgi, aside, rest_codec
-from lowbit.serving.asgi import App, Incoming
-from lowbit.serving.requests import Wanted
-from lowbit.serving.rest import Rest
+from lowbit.serving.protocol import aside, rest_codec
+from lowbit.serving.protocol.requests import Wanted
 from lowbit.serving.service import _shown
+from lowbit.serving.web import asgi
+from lowbit.serving.web.asgi import App, Incoming
+from lowbit.serving.web.rest import Rest
 from small_models import images
 
 TINY = "/v2/models/tiny"
@@ -465,7 +466,7 @@ def test_a_fault_of_ours_says_nothing_of_the_inside(tiny: Path, monkeypatch: pyt
     def broken(*_: Any) -> None:
         raise ZeroDivisionError("/secret/path")
 
-    monkeypatch.setattr("lowbit.serving.rest_codec.parse", broken)
+    monkeypatch.setattr("lowbit.serving.protocol.rest_codec.parse", broken)
     found = one(tiny, "POST", INFER, question())
     assert (found.status, found.error) == (500, "The server failed on this request.")
     assert "ZeroDivisionError" in caplog.text

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from lowbit.serving import rest_codec, wire
-from lowbit.serving.refusals import Malformed, TooLarge
-from lowbit.serving.requests import InferRequest, InferResponse, Wanted
+from lowbit.serving.protocol import rest_codec, wire
+from lowbit.serving.protocol.refusals import Malformed, TooLarge
+from lowbit.serving.protocol.requests import InferRequest, InferResponse, Wanted
 from lowbit.types import Array
 
 DTYPES = {

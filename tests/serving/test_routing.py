@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lowbit.errors import UsageError
-from lowbit.serving.routing import Escalate, Facts, Route, RoutingPolicy, Rule, When, on, route, share
+from lowbit.serving.answer.routing import Escalate, Facts, Route, RoutingPolicy, Rule, When, on, route, share
 
 POLICY = """
 schema: 1

@@ -121,7 +121,7 @@ def test_a_file_of_keys_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.
 def test_traces_without_their_library_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
-    from lowbit.serving.traces import Traces
+    from lowbit.serving.watch.traces import Traces
 
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     with pytest.raises(UsageError, match="OpenTelemetry"):

@@ -18,9 +18,9 @@ from lowbit.bundle.manifest import FILE_NAME
 from lowbit.errors import ModelError, RunError, UsageError
 from lowbit.pipeline.recipes import INT8_DYNAMIC, INT8_NNCF
 from lowbit.runtimes import registry
-from lowbit.serving import deployment
-from lowbit.serving.deployment import CHOSEN, Limits
-from lowbit.serving.sessions import Sessions, open_sessions
+from lowbit.serving.run import deployment
+from lowbit.serving.run.deployment import CHOSEN, Limits
+from lowbit.serving.run.sessions import Sessions, open_sessions
 from lowbit.types import Array, Feeds, TensorInfo
 from small_models import images, save
 

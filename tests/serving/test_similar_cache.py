@@ -19,7 +19,8 @@ from serving_case import tiny_bundle
 
 from lowbit.bundle.bundle import Bundle
 from lowbit.errors import UsageError
-from lowbit.serving.answered import Answered, Plan
+from lowbit.serving.answer.answered import Answered, Plan
+from lowbit.serving.answer.certainty import ClassReader
 from lowbit.serving.cache import images, similar
 from lowbit.serving.cache.cache import Cache
 from lowbit.serving.cache.guard import MEMORY, Guard, at_least, at_most, upper_bound
@@ -27,7 +28,6 @@ from lowbit.serving.cache.images import Look, Pixels
 from lowbit.serving.cache.settings import CacheSettings
 from lowbit.serving.cache.similar import CLOSE, LocalIndex, differing
 from lowbit.serving.cache.store import Fits, Kept, Local, anything
-from lowbit.serving.certainty import ClassReader
 from lowbit.types import Feeds, TensorInfo
 
 PIXELS = Pixels("x", True, 1 / 255, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
@@ -301,7 +301,7 @@ class Model:
 
 @pytest.fixture
 def plan(tmp_path: Path) -> Iterator[Plan]:
-    from lowbit.serving import deployment
+    from lowbit.serving.run import deployment
 
     made = deployment.load(tiny_bundle(tmp_path / "tiny"))
     yield Plan(made.variants["chosen"], None, ClassReader("y", False), "margin", 0.0, b"space", PIXELS)

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from conftest import missing
-from lowbit.serving.answered import Answered, Caller
-from lowbit.serving.refusals import Malformed, Unavailable
-from lowbit.serving.requests import InferRequest
-from lowbit.serving.traces import Traces
+from lowbit.serving.answer.answered import Answered, Caller
+from lowbit.serving.protocol.refusals import Malformed, Unavailable
+from lowbit.serving.protocol.requests import InferRequest
+from lowbit.serving.watch.traces import Traces
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 

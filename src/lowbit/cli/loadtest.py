@@ -13,7 +13,7 @@ from lowbit.cli.options import Duration, output
 from lowbit.errors import UsageError
 
 if TYPE_CHECKING:
-    from lowbit.serving.loadtest import Objective, Step
+    from lowbit.serving.load.loadtest import Objective, Step
 
 KEY = "LOWBIT_API_KEY"
 HEAD = ("rate/s", "sent", "ok/s", "errors", "p50", "p95", "p99", "max")
@@ -61,7 +61,7 @@ def command(url: str, form: str, **options: Any) -> None:
     """
     import asyncio
 
-    from lowbit.serving.loadtest import Objective
+    from lowbit.serving.load.loadtest import Objective
 
     objective = Objective(options["p99"], options["errors"])
     if form == "table":
@@ -84,8 +84,8 @@ def verdict(best: Step | None, objective: Objective) -> str:
 
 
 async def _run(url: str, objective: Objective, show: Any, **options: Any) -> tuple[list[Step], Step | None]:
-    from lowbit.serving.load_targets import GrpcTarget, RestTarget, describe, varied
-    from lowbit.serving.loadtest import closed_loop, steps, until_it_breaks
+    from lowbit.serving.load.load_targets import GrpcTarget, RestTarget, describe, varied
+    from lowbit.serving.load.loadtest import closed_loop, steps, until_it_breaks
 
     headers = _headers(options["api_key_file"])
     model = await describe(url, options["model"], headers)

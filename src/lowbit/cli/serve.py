@@ -70,8 +70,8 @@ def command(bundles: tuple[str, ...], form: str, **options: Any) -> None:
 
     SIGHUP loads bundles that changed. Logs go to stderr, a JSON object a line.
     """
-    from lowbit.serving import logs
     from lowbit.serving.server import serve
+    from lowbit.serving.watch import logs
 
     settings = read_settings(options)
     sources = [_source(text) for text in bundles]
@@ -85,7 +85,7 @@ def read_settings(options: dict[str, Any]) -> Any:
     Raises:
         UsageError: options that do not go together.
     """
-    from lowbit.serving.deployment import Limits
+    from lowbit.serving.run.deployment import Limits
     from lowbit.serving.settings import Settings
 
     for name in ("api_key_file", "tls_certificate", "tls_key", "policy"):
@@ -95,7 +95,7 @@ def read_settings(options: dict[str, Any]) -> Any:
     if (certificate is None) != (key is None):
         raise UsageError("TLS needs a certificate and its key.", "Give both --tls-certificate and --tls-key.")
     if certificate is not None:
-        from lowbit.serving.http_server import check_certificate
+        from lowbit.serving.web.http_server import check_certificate
 
         check_certificate(certificate, key)
     linger = options["linger"]
@@ -141,7 +141,7 @@ def _cache(options: dict[str, Any]) -> Any:
 
 
 def _ray(options: dict[str, Any]) -> Any:
-    from lowbit.serving.ray_engine import RaySettings
+    from lowbit.serving.run.ray_engine import RaySettings
 
     least, colon, most = options["replicas"].partition(":")
     if not all(part.isascii() and part.isdigit() and len(part) < 5 for part in (least, most or least)) or (colon and not most):

@@ -15,8 +15,8 @@ import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
-from lowbit.serving import logs
-from lowbit.serving.http_client import Failed, Response, fetch
+from lowbit.serving.load.http_client import Failed, Response, fetch
+from lowbit.serving.watch import logs
 
 PROVIDERS = ("aws", "gcp", "azure")
 LINK_LOCAL = "http://169.254.169.254"

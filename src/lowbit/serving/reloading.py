@@ -9,10 +9,10 @@ from pathlib import Path
 
 from lowbit.bundle.bundle import Bundle
 from lowbit.errors import LowbitError
-from lowbit.serving import logs
-from lowbit.serving.deployment import Deployment, version_of
-from lowbit.serving.metrics import Metrics
+from lowbit.serving.run.deployment import Deployment, version_of
 from lowbit.serving.service import Service
+from lowbit.serving.watch import logs
+from lowbit.serving.watch.metrics import Metrics
 
 
 @dataclass(frozen=True)

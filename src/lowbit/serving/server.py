@@ -11,22 +11,25 @@ from dataclasses import dataclass
 from functools import partial
 
 from lowbit.errors import UsageError
-from lowbit.serving import admin, deployment, logs, notices
-from lowbit.serving.answering import Answers
-from lowbit.serving.deployment import Deployment
-from lowbit.serving.grpc_server import GrpcServer, start_grpc
-from lowbit.serving.handover import give_away, turn_away
-from lowbit.serving.http_server import HttpServer, bound, http_server
-from lowbit.serving.metrics import Metrics
-from lowbit.serving.openapi import Docs
-from lowbit.serving.pages import server_pages
-from lowbit.serving.predict import Predict
-from lowbit.serving.ray_engine import Opener, opener_for
+from lowbit.serving import notices
+from lowbit.serving.answer.answering import Answers
 from lowbit.serving.reloading import Reloader, Source
-from lowbit.serving.rest import Rest
+from lowbit.serving.rpc.grpc_server import GrpcServer, start_grpc
+from lowbit.serving.run import deployment
+from lowbit.serving.run.deployment import Deployment
+from lowbit.serving.run.ray_engine import Opener, opener_for
 from lowbit.serving.service import Service
 from lowbit.serving.settings import Settings
-from lowbit.serving.watching import Watching
+from lowbit.serving.watch import logs
+from lowbit.serving.watch.metrics import Metrics
+from lowbit.serving.watch.watching import Watching
+from lowbit.serving.web import admin
+from lowbit.serving.web.handover import give_away, turn_away
+from lowbit.serving.web.http_server import HttpServer, bound, http_server
+from lowbit.serving.web.openapi import Docs
+from lowbit.serving.web.pages import server_pages
+from lowbit.serving.web.predict import Predict
+from lowbit.serving.web.rest import Rest
 
 STOPPING = (signal.SIGTERM, signal.SIGINT)
 RELOADING = signal.SIGHUP

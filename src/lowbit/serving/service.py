@@ -14,16 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from lowbit.serving import logs
-from lowbit.serving.answered import Caller, said
-from lowbit.serving.answering import Answers
-from lowbit.serving.deployment import Deployment, Inside
-from lowbit.serving.observing import Observer
-from lowbit.serving.planning import Study
-from lowbit.serving.refusals import Gone, Malformed, NotServed, Refusal, Unavailable
-from lowbit.serving.requests import InferRequest, InferResponse, Wanted
+from lowbit.serving.answer.answered import Caller, said
+from lowbit.serving.answer.answering import Answers
+from lowbit.serving.answer.planning import Study
+from lowbit.serving.protocol.refusals import Gone, Malformed, NotServed, Refusal, Unavailable
+from lowbit.serving.protocol.requests import InferRequest, InferResponse, Wanted
+from lowbit.serving.protocol.wire import datatype_of
+from lowbit.serving.run.deployment import Deployment, Inside
 from lowbit.serving.settings import Settings
-from lowbit.serving.wire import datatype_of
+from lowbit.serving.watch import logs
+from lowbit.serving.watch.observing import Observer
 from lowbit.types import Array, Feeds, TensorInfo
 
 

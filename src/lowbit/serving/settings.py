@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lowbit.serving.cache.settings import CacheSettings
-from lowbit.serving.deployment import CHOSEN, FULL, Limits
-from lowbit.serving.ray_engine import RaySettings
+from lowbit.serving.run.deployment import CHOSEN, FULL, Limits
+from lowbit.serving.run.ray_engine import RaySettings
 
 
 @dataclass(frozen=True)

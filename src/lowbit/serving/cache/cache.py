@@ -14,8 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from lowbit.errors import UsageError
-from lowbit.serving import framing, wire
-from lowbit.serving.answered import Answered, Plan
+from lowbit.serving.answer.answered import Answered, Plan
 from lowbit.serving.cache.flights import Flights
 from lowbit.serving.cache.guard import Guard
 from lowbit.serving.cache.images import Look
@@ -23,6 +22,7 @@ from lowbit.serving.cache.remote import Link, Shared, SharedIndex
 from lowbit.serving.cache.settings import CacheSettings
 from lowbit.serving.cache.similar import MARGIN, Index, LocalIndex
 from lowbit.serving.cache.store import Kept, Local, Store
+from lowbit.serving.protocol import framing, wire
 from lowbit.types import Array, Feeds
 
 Work = Callable[[], Awaitable[Answered]]

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
-from lowbit.serving.refusals import TooLate
+from lowbit.serving.protocol.refusals import TooLate
 
 Found = TypeVar("Found")
 

@@ -20,10 +20,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from lowbit.errors import UsageError
-from lowbit.serving import framing
 from lowbit.serving.cache.images import Look
 from lowbit.serving.cache.similar import CANDIDATES, CLOSE
 from lowbit.serving.cache.store import Fits, Kept, Local, anything
+from lowbit.serving.protocol import framing
 from lowbit.types import Array
 
 PATIENCE_S = 0.01

@@ -1,0 +1,1 @@
+"""From a checked request to an answer: routes, uncertain answers, questions to people."""

@@ -1,0 +1,1 @@
+"""Load for servers, ours or others'."""

@@ -1,0 +1,1 @@
+"""What is loaded, and how requests are run together."""

@@ -1,0 +1,1 @@
+"""What is told of a running server: metrics, logs, traces, recordings."""

@@ -1,0 +1,36 @@
+"""What may watch a server: metrics, logs, traces and recordings hang on here, so that answering knows none of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lowbit.serving.answer.answered import Answered, Caller
+    from lowbit.serving.protocol.refusals import Refusal
+    from lowbit.serving.protocol.requests import InferRequest
+    from lowbit.serving.run.deployment import Deployment
+
+
+class Observer:
+    """Told of every request once it has ended, on the event loop: what it does here, the next request waits for."""
+
+    def answered(self, deployment: Deployment, request: InferRequest, caller: Caller, found: Answered, seconds: float) -> None:
+        """A request was answered.
+
+        Args:
+            deployment: That answered.
+            request: What was asked.
+            caller: Who asked.
+            found: The answer with where it came from.
+            seconds: From admission to the answer.
+        """
+
+    def refused(self, deployment: Deployment | None, caller: Caller, refusal: Refusal, seconds: float) -> None:
+        """A request was refused, failed, or was given up by its client.
+
+        Args:
+            deployment: That was asked; None where it did not come so far.
+            caller: Who asked.
+            refusal: Why.
+            seconds: Since it came.
+        """

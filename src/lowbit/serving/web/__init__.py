@@ -1,0 +1,1 @@
+"""HTTP: sockets, the protocol over REST, predictions from raw samples, pages."""
