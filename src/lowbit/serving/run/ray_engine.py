@@ -195,7 +195,8 @@ def _deploy(bundle: Bundle, candidate: Candidate, settings: RaySettings) -> RayR
         options["autoscaling_config"] = scaling
     else:
         options["num_replicas"] = settings.replicas
-    app = serve.deployment(Replica).options(name="model", **options).bind(str(folder), candidate.id, version_of(folder))
+    deployment: Any = serve.deployment(Replica)  # Ray's own types call it a function
+    app = deployment.options(name="model", **options).bind(str(folder), candidate.id, version_of(folder))
     try:
         return RayRuns(name, _ready(name, app, settings), _patience(candidate))
     except BaseException:
