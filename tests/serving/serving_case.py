@@ -10,12 +10,15 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from queue import Empty, Queue
-from typing import Any
+from typing import Any, Self
 
 from bundle_examples import ENVIRONMENT, comparison
 
@@ -173,3 +176,39 @@ def _first_line(process: subprocess.Popen[str], log: Path) -> dict[str, Any]:
         raise AssertionError(f"the server did not get ready (exit code {process.poll()}): {log.read_text()[-2000:]}")
     found: dict[str, Any] = json.loads(line)
     return found
+
+
+def until(holds: Callable[[], Any], seconds: float = 60.0) -> None:
+    """Waits for something that other threads or processes do."""
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.02)
+
+
+class Clients(ABC):
+    """Threads that ask until they are told to stop; as a context manager.
+
+    Attributes:
+        seen: Outcomes, counted.
+        stopped: Whether they were told.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.seen: Counter[str] = Counter()
+        self.stopped = threading.Event()
+        self._threads = [threading.Thread(target=self.ask, args=(each,)) for each in range(number)]
+
+    @abstractmethod
+    def ask(self, number: int) -> None:
+        """One of them: asks, and counts, until `stopped`."""
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stopped.set()
+        for thread in self._threads:
+            thread.join(60)

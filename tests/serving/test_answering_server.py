@@ -6,13 +6,12 @@ import json
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from redis_case import redis_server
-from serving_case import BASELINE, INPUT, INT8, Running, running, tiny_bundle
+from serving_case import BASELINE, INPUT, INT8, Running, running, tiny_bundle, until
 
 from small_models import images
 
@@ -46,13 +45,6 @@ def infer(server: Running, x: int | np.ndarray = 1, **parameters: Any) -> dict[s
     return told
 
 
-def until(holds: Callable[[], bool]) -> None:
-    end = time.monotonic() + 10
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
 def test_flags_policies_and_questions_of_a_running_server(tmp_path: Path) -> None:
     bundle, policy, keys, state = tiny_bundle(tmp_path / "tiny"), tmp_path / "policy.yaml", tmp_path / "keys.txt", tmp_path / "state"
     policy.write_text(POLICY)
@@ -69,9 +61,9 @@ def test_flags_policies_and_questions_of_a_running_server(tmp_path: Path) -> Non
         assert infer(server)["route"] == "trial"
 
         policy.write_text("default: full\nreview: never\n")
-        until(lambda: infer(server)["variant"] == BASELINE and infer(server)["route"] == "default")
+        until(lambda: infer(server)["variant"] == BASELINE and infer(server)["route"] == "default", seconds=10)
         policy.write_text("default: int3")  # not loaded: the policy before stays
-        until(lambda: "is not taken" in server.logged())
+        until(lambda: "is not taken" in server.logged(), seconds=10)
         assert infer(server)["variant"] == BASELINE
         assert server.stop() == 0
     policy.write_text(POLICY)
@@ -91,8 +83,8 @@ def test_replicas_share_answers_over_redis_and_serve_on_without_it(tmp_path: Pat
         options = ("--cache", 16, "--redis", redis.url)
         with running(bundle, options=options) as first, running(bundle, options=options) as second:
             assert infer(first, 3)["cache"] == "miss"
-            until(lambda: b"lowbit:e:" in _keys(redis.port))
-            until(lambda: found_by(second, first, redis.port))
+            until(lambda: b"lowbit:e:" in _keys(redis.port), seconds=10)
+            until(lambda: found_by(second, first, redis.port), seconds=10)
             redis.stop()
             assert infer(first, 4)["cache"] == "miss"
             assert infer(first, 4)["cache"] == "exact"  # its own
@@ -104,7 +96,7 @@ def found_by(second: Running, first: Running, port: int) -> bool:
     x = np.random.default_rng(time.monotonic_ns()).random((1, 3, 8, 8), np.float32)
     before = _keys(port).count(b"lowbit:e:")
     assert infer(first, x)["cache"] == "miss"
-    until(lambda: _keys(port).count(b"lowbit:e:") > before)
+    until(lambda: _keys(port).count(b"lowbit:e:") > before, seconds=10)
     return bool(infer(second, x)["cache"] == "exact")
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import json
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +195,18 @@ def test_what_is_kept_is_nobodys_to_change_and_holds_no_batch() -> None:
 # One run for all -------------------------------------------------------------------------------------------------------------
 
 
+def counted() -> Callable[[], Coroutine[Any, Any, int]]:
+    """Work that takes a moment, and whose result is how often it was begun."""
+    runs = itertools.count(1)
+
+    async def work() -> int:
+        mine = next(runs)
+        await asyncio.sleep(0.01)
+        return mine
+
+    return work
+
+
 def far() -> float:
     return asyncio.get_running_loop().time() + 5
 
@@ -200,15 +214,7 @@ def far() -> float:
 def test_all_who_ask_the_same_at_once_share_one_run() -> None:
     async def main() -> None:
         flights: Flights[int] = Flights()
-        runs = 0
-
-        async def work() -> int:
-            nonlocal runs
-            runs += 1
-            mine = runs
-            await asyncio.sleep(0.01)
-            return mine
-
+        work = counted()
         found = await asyncio.gather(*(flights.once(b"a", work, far()) for _ in range(4)), flights.once(b"b", work, far()))
         assert sorted(found) == [(1, False), (1, True), (1, True), (1, True), (2, False)]
         assert len(flights) == 0
@@ -245,15 +251,7 @@ def test_when_the_first_gives_up_the_next_does_the_work() -> None:
 def test_results_that_are_worth_nothing_to_others_are_not_handed_out() -> None:
     async def main() -> None:
         flights: Flights[int] = Flights()
-        runs = 0
-
-        async def work() -> int:
-            nonlocal runs
-            runs += 1
-            mine = runs
-            await asyncio.sleep(0.01)
-            return mine
-
+        work = counted()
         found = await asyncio.gather(*(flights.once(b"a", work, far(), lambda result: result > 1) for _ in range(3)))
         assert found == [(1, False), (2, False), (3, False)]
         assert len(flights) == 0

@@ -11,14 +11,13 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from serving_case import BASELINE, INPUT, INT8, OUTPUT, Running, running, tiny_bundle
+from serving_case import BASELINE, INPUT, INT8, OUTPUT, Clients, Running, running, tiny_bundle, until
 
 from lowbit.bundle.bundle import Bundle
 from small_models import images
@@ -58,30 +57,18 @@ def logits(document: Any) -> Any:
     return np.array(document["outputs"][0]["data"], np.float32).reshape(document["outputs"][0]["shape"])
 
 
-class Crowd:
+class Crowd(Clients):
     """Clients that ask all the time on connections that they keep, and check every answer."""
 
     def __init__(self, port: int, expected: Any, clients: int = 4) -> None:
+        super().__init__(clients)
         self.port, self.expected = port, expected
-        self.seen: Counter[str] = Counter()
         self.versions: set[str] = set()
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._client, args=(number,)) for number in range(clients)]
 
-    def __enter__(self) -> Crowd:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(30)
-
-    def _client(self, number: int) -> None:
+    def ask(self, number: int) -> None:
         connection = None
         bodies = [body(images(64)[i : i + 1]) for i in range(64)]
-        while not self._stop.is_set():
+        while not self.stopped.is_set():
             number = (number + 7) % 64
             fresh = connection is None
             connection = connection or http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
@@ -107,13 +94,6 @@ class Crowd:
             if answer.getheader("connection") == "close":
                 connection.close()
                 connection = None
-
-
-def until(what: Any, seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,7 @@ import http.client
 import json
 import os
 import sys
-import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ import psutil
 import pytest
 from cli_runner import lowbit
 from ray_case import NODE, need_ray, two_machines
-from serving_case import BASELINE, INPUT, INT8, OUTPUT, Running, running, tiny_bundle
+from serving_case import BASELINE, INPUT, INT8, OUTPUT, Clients, Running, running, tiny_bundle
 
 from lowbit.bundle.bundle import Bundle
 from lowbit.errors import ModelError, RunError, UsageError
@@ -50,29 +48,17 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 
 
-class Load:
+class Load(Clients):
     """Clients that ask without a pause, and check each answer against its own request."""
 
     def __init__(self, server: Running, expected: np.ndarray[Any, Any], x: np.ndarray[Any, Any]) -> None:
-        self.seen: Counter[str] = Counter()
+        super().__init__(CLIENTS)
         self.others: list[str] = []
         self._server, self._expected, self._x = server, expected, x
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(CLIENTS)]
 
-    def __enter__(self) -> Load:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _ask(self, number: int) -> None:
+    def ask(self, number: int) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", self._server.port, timeout=30)
-        while not self._stop.is_set():
+        while not self.stopped.is_set():
             number = (number + 7) % POOL
             try:
                 self.seen[self._outcome(connection, number)] += 1

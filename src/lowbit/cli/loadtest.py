@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lowbit.cli.options import Duration, output
+from lowbit.cli.options import Duration, Numbers, output
 from lowbit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,28 +19,14 @@ KEY = "LOWBIT_API_KEY"
 HEAD = ("rate/s", "sent", "ok/s", "errors", "p50", "p95", "p99", "max")
 
 
-class Rates(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on only
-    """Numbers above 0, separated by commas."""
-
-    name = "rates"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
-        if isinstance(value, tuple):
-            return value
-        try:
-            found = tuple(float(part) for part in str(value).split(","))
-        except ValueError:
-            found = ()
-        if not found or not all(0 < rate < 1e6 for rate in found):
-            self.fail(f"'{value}' are no rates, e.g. 50,100,200", param, ctx)
-        return found
+RATES = Numbers(float, "are no rates, e.g. 50,100,200", above=0, below=1e6)
 
 
 @click.command("loadtest", short_help="Load a server as its users would, and find what it holds.")
 @click.argument("url")
 @click.option("--model", required=True, metavar="NAME", help="To ask.")
 @click.option("--grpc", metavar="HOST:PORT", help="Send over gRPC to this address; with TLS where URL has https.")
-@click.option("--rate", "rates", type=Rates(), metavar="N,...", help="Requests a second, a step each.  [default: raised until it breaks]")
+@click.option("--rate", "rates", type=RATES, metavar="N,...", help="Requests a second, a step each.  [default: raised until it breaks]")
 @click.option("--first", type=click.FloatRange(0.1), default=10.0, show_default=True, metavar="N", help="The rate to begin with.")
 @click.option("--seconds", type=Duration(), default="10s", show_default=True, metavar="TIME", help="Of each step.")
 @click.option("--p99", type=Duration(), default="100ms", show_default=True, metavar="TIME", help="Objective: 99 % answered within.")

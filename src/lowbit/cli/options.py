@@ -14,17 +14,31 @@ DASH = "\N{EN DASH}"
 
 
 class Numbers(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on only
-    """Whole numbers separated by commas, e.g. 1,8."""
+    """Numbers separated by commas, e.g. 1,8."""
 
     name = "numbers"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+    def __init__(
+        self,
+        kind: type = int,
+        wrong: str = "is not a list of whole numbers, e.g. 1,8",
+        *,
+        above: float = float("-inf"),
+        below: float = float("inf"),
+    ) -> None:
+        """Says `wrong` of anything else, and of numbers that are not between the bounds."""
+        self.kind, self.wrong, self.above, self.below = kind, wrong, above, below
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
         if isinstance(value, tuple):
             return value
         try:
-            return tuple(int(part) for part in str(value).split(","))
+            found = tuple(self.kind(part) for part in str(value).split(","))
         except ValueError:
-            self.fail(f"'{value}' is not a list of whole numbers, e.g. 1,8", param, ctx)
+            found = ()
+        if not found or not all(self.above < number < self.below for number in found):
+            self.fail(f"'{value}' {self.wrong}", param, ctx)
+        return found
 
 
 class Duration(click.ParamType):  # type: ignore[type-arg]

@@ -122,11 +122,8 @@ def _unary(calls: Calls, name: str, request: Any, response: Any) -> grpc.RpcMeth
                 calls.admit(caller)
             async with calls.received(context) as raw:
                 return await call(_read(request, raw), caller, context)
-        except Refusal as refusal:
-            why = refusal
-        except Exception:
-            _log.exception("a call over gRPC failed")
-            why = Refusal(FAILED)
+        except Exception as error:
+            why = _why(error)
         calls.refused(why, caller)
         if why.retry_after_s is not None:
             told = context.trailing_metadata() or ()
@@ -141,6 +138,14 @@ def _caller(context: grpc.aio.ServicerContext) -> Caller:
     """Who calls: the metadata are the headers."""
     headers = {name: value for name, value in context.invocation_metadata() or () if isinstance(value, str)}
     return Caller(callers.request_id(headers), headers, context.time_remaining())
+
+
+def _why(error: Exception) -> Refusal:
+    """What the client is told; failures of our own are logged, and it learns no more than that there was one."""
+    if isinstance(error, Refusal):
+        return error
+    _log.error("a call over gRPC failed", exc_info=error)
+    return Refusal(FAILED)
 
 
 def _read(message: Any, raw: bytes) -> Any:
@@ -268,11 +273,8 @@ class Calls:
             with self._service.holding(len(raw)):
                 message = _read(self._messages["ModelInferRequest"], raw)
                 return response(infer_response=await self._infer(message, caller))
-        except Refusal as refusal:
-            why = refusal
-        except Exception:
-            _log.exception("a call over gRPC failed")
-            why = Refusal(FAILED)
+        except Exception as error:
+            why = _why(error)
         self.refused(why, caller)
         return response(error_message=why.message, infer_response={"id": message.id if message else ""})
 

@@ -114,6 +114,14 @@ _TENSOR_NAMES = {"name": {"type": "string", "minLength": 1}, "datatype": {"enum"
 _SHAPE = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}, "maxItems": MAX_RANK}
 _PLAIN = {"type": ["string", "number", "boolean"]}
 _PARAMETERS = {"type": "object", "additionalProperties": _PLAIN}
+_ANSWERED: Schema = {
+    "model_name": {"type": "string"},
+    "model_version": {"type": "string"},
+    "id": {"type": "string"},
+    "parameters": _PARAMETERS,
+    "outputs": {"type": "array", "items": {"$ref": "#/components/schemas/Output"}},
+}
+
 _SCHEMAS: dict[str, Schema] = {
     "Error": {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}},
     "Ready": {"type": "object", "properties": {"ready": {"type": "boolean"}, "name": {"type": "string"}}, "required": ["ready"]},
@@ -175,13 +183,7 @@ _SCHEMAS: dict[str, Schema] = {
     "InferResponse": {
         "type": "object",
         "required": ["model_name", "model_version", "outputs"],
-        "properties": {
-            "model_name": {"type": "string"},
-            "model_version": {"type": "string"},
-            "id": {"type": "string"},
-            "parameters": _PARAMETERS,
-            "outputs": {"type": "array", "items": {"$ref": "#/components/schemas/Output"}},
-        },
+        "properties": _ANSWERED,
     },
     "Samples": {
         "description": "One sample, a list of samples, or an object with them. An image is base64, alone or in an object; text is a "
@@ -226,11 +228,7 @@ _SCHEMAS: dict[str, Schema] = {
         "type": "object",
         "required": ["model_name", "model_version", "predictions", "parameters"],
         "properties": {
-            "model_name": {"type": "string"},
-            "model_version": {"type": "string"},
-            "id": {"type": "string"},
-            "parameters": _PARAMETERS,
-            "outputs": {"type": "array", "items": {"$ref": "#/components/schemas/Output"}},
+            **_ANSWERED,
             "predictions": {
                 "type": "array",
                 "description": "One a sample: a class, {value} or {values}, {vector}, {boxes}, or null where only the outputs are known.",
