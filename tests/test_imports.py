@@ -23,7 +23,10 @@ SOURCE = ROOT / "src" / "lowbit"
 ROOMS = (
     "cli",
     "serving",
+    "rollout",
     "pipeline",
+    "registry",
+    "monitoring",
     "export",
     "bundle",
     "train",
@@ -34,6 +37,7 @@ ROOMS = (
     "frontends",
     "data",
     "quant",
+    "cost",
     "recipe",
     "types",
     "errors",
@@ -65,6 +69,8 @@ HEAVY = (
     "redis",
     "ray",
     "opentelemetry",
+    "mlflow",
+    "cryptography",
 )
 TOP_LEVEL = {"bundle": {"pydantic"}, "train": {"torch"}, "serving": {"uvicorn", "grpc", "prometheus_client", "starlette"}}
 """Rooms that are made of a library: it may stand at the top of their files."""
