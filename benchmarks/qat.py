@@ -1,12 +1,14 @@
 """Training by distillation: how much of what low bits lose comes back, without labels, within minutes.
 
-    python benchmarks/qat.py                       all cases, about an hour on two quiet cores
+    python benchmarks/qat.py                       all cases, more than an hour on two quiet cores
     python benchmarks/qat.py --only resnet20-w3a8  one of them
     python benchmarks/qat.py --minutes 2           shorter trainings
 
 resnet20-w4a8, resnet20-w3a8
     weights a channel, activations of 8 bits. Calibrated on 100 of the 5,000 training images, trained on all of them without their
     labels, scored on the 10,000 test images: top-1 and agreement with FP32, of the shipped file on onnxruntime.
+resnet20-w4a8-labels, resnet20-w3a8-labels
+    the same, trained on the labels and without a teacher: as the peers train.
 mcunet-per-tensor
     INT8 with one scale a weight tensor. Two halves of the 500 ImageNet images: calibrated and trained on one, scored on the other,
     swapped, pooled.
@@ -71,6 +73,7 @@ class Case:
     granularity: Granularity
     settings: Settings
     peer: str | None = None
+    labels: bool = False
 
     def recipe(self, ranges: RangeMethod, *, fitted: bool) -> Recipe:
         transforms: tuple[Transform, ...] = ("equalize", "fit") if fitted else ()
@@ -81,9 +84,14 @@ class Case:
 GENTLE = Settings(epochs=40, batch=8, weight_rate=0.02, scale_rate=1e-4, held_out=0.2, patience=20)
 """For 250 images: small batches make many steps of them, and a fifth judges, as a tenth would be 25 images."""
 
+LABELS = Settings(weight_rate=0.1, label_share=1.0)
+"""The labels alone, as those train who have no teacher."""
+
 CASES = (
     Case("resnet20-w4a8", "int4", "per-channel", Settings(weight_rate=0.1), "resnet20-w4a8"),
     Case("resnet20-w3a8", "int3", "per-channel", Settings(weight_rate=0.1), "resnet20-w3a8"),
+    Case("resnet20-w4a8-labels", "int4", "per-channel", LABELS, "resnet20-w4a8", labels=True),
+    Case("resnet20-w3a8-labels", "int3", "per-channel", LABELS, "resnet20-w3a8", labels=True),
     Case("mcunet-per-tensor", "int8", "per-tensor", GENTLE),
 )
 
@@ -144,13 +152,15 @@ def run(case: Case, fold: Fold, folder: Path) -> Numbers:
     feeds, labels = arrays(fold.scoring)
     student = Twin(fitted, recipe=case.recipe("mse", fitted=True))
     started = time.perf_counter()
-    found: Trained = train(student, Twin(fold.prepared), Pool(arrays(fold.training)[0], images=True), case.settings, on_epoch=say)
+    images, classes = arrays(fold.training)
+    pool = Pool(images, classes if case.labels else None, images=True)
+    found: Trained = train(student, Twin(fold.prepared), pool, case.settings, on_epoch=say)
     seconds = time.perf_counter() - started
     print(f"  {found.summary}", file=sys.stderr)
     write_back(student, fitted, learned)
     versions = {"fp32": fold.prepared, "plain": plain, "fitted": fitted, "trained": learned}
-    classes = {name: answers(path, feeds) for name, path in versions.items()}
-    return {"labels": labels, "seconds": seconds, "epochs": len(found.history) - 1, **classes, "twin": twin_answers(student, feeds)}
+    given = {name: answers(path, feeds) for name, path in versions.items()}
+    return {"labels": labels, "seconds": seconds, "epochs": len(found.history) - 1, **given, "twin": twin_answers(student, feeds)}
 
 
 def say(epoch: Any) -> None:

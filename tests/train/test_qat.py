@@ -174,11 +174,13 @@ def test_settings_that_make_no_sense_are_refused() -> None:
         Settings(held_out=1)
 
 
-def test_labels_take_part_in_the_loss(models: tuple[Path, Path]) -> None:
-    """A student told nothing but labels learns them, against its teacher."""
+@pytest.mark.parametrize("own", [False, True])
+def test_labels_take_part_in_the_loss(models: tuple[Path, Path], own: bool) -> None:
+    """A student told nothing but labels learns them, against its teacher, and is judged by them."""
     student, teacher = Twin(models[1]), Twin(models[0])
     labelled = pool(labels=np.zeros(160, np.int64))
-    train(student, teacher, labelled, replace(QUICK, epochs=8, label_share=1.0, weight_rate=0.2, held_out=0.2), loss=to_first_class)
+    settings = replace(QUICK, epochs=8, label_share=1.0, weight_rate=0.2, held_out=0.2)
+    train(student, teacher, labelled, settings, loss=to_first_class if own else None)
     name = next(iter(student.plan.outputs))
     with torch.no_grad():
         feeds = {INPUT: torch.from_numpy(small_models.images(32))}

@@ -273,7 +273,10 @@ class _Run:
         found = self._of(self.student, feeds, names)
         if self.own is not None:
             return self.own(found, wanted, labels)
-        taught = self.distillation(found, wanted, self.outputs)
+        return self._told(self.distillation(found, wanted, self.outputs), found, labels)
+
+    def _told(self, taught: Tensor, found: Mapping[str, Tensor], labels: Tensor | None) -> Tensor:
+        """What the teacher says and what the labels say, where there are any."""
         if labels is None:
             return taught
         told = torch.nn.functional.cross_entropy(found[self.outputs[0]], labels.long())
@@ -287,12 +290,13 @@ class _Run:
 
     @torch.no_grad()
     def _judged(self) -> float:
-        """The outputs' loss of the mean on the samples that are held out; infinite where it is not finite."""
+        """The loss of the mean's outputs on the samples that are held out; infinite where it is not finite."""
         total, latest = 0.0, _copied(self.student)
         self.student.load_state_dict(self.mean)
         for feeds, labels in self.judging.batches(self.settings.batch):
             found, wanted = self._of(self.student, feeds), self._of(self.teacher, feeds)
-            loss = self.own(found, wanted, labels) if self.own is not None else self.distillation.outputs(found, wanted, self.outputs)
+            taught = self.distillation.outputs(found, wanted, self.outputs)
+            loss = self._told(taught, found, labels) if self.own is None else self.own(found, wanted, labels)
             total += float(loss) * len(next(iter(feeds.values())))
         self.student.load_state_dict(latest)
         return total / len(self.judging) if math.isfinite(total) else math.inf
