@@ -38,6 +38,10 @@ Loss = Callable[[Mapping[str, Tensor], Mapping[str, Tensor], Tensor | None], Ten
 """A user's own: (student's outputs, teacher's outputs, labels or None) -> scalar."""
 
 
+Taught = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Tensor]
+"""(student's tensors, teacher's) -> scalar."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """How to train.
@@ -267,20 +271,23 @@ class _Run:
         return {name: value.float() for name, value in found.items()} if self.half else found
 
     def _loss(self, feeds: Mapping[str, Tensor], labels: Tensor | None) -> Tensor:
-        names = self.distillation.hints
+        return self._compared(feeds, labels, self.distillation.hints, lambda found, wanted: self.distillation(found, wanted, self.outputs))
+
+    def _compared(self, feeds: Mapping[str, Tensor], labels: Tensor | None, watch: Sequence[str], taught: Taught) -> Tensor:
+        """What the teacher and the labels say of the student's answers, or what the user's own loss does. Who is not asked is not run."""
+        found, share = self._of(self.student, feeds, watch), 0.0 if labels is None else self.settings.label_share
+        if self.own is None and share >= 1:
+            return self._told(found, labels)
         with torch.no_grad():
-            wanted = self._of(self.teacher, feeds, names)
-        found = self._of(self.student, feeds, names)
+            wanted = self._of(self.teacher, feeds, watch)
         if self.own is not None:
             return self.own(found, wanted, labels)
-        return self._told(self.distillation(found, wanted, self.outputs), found, labels)
+        return taught(found, wanted) if labels is None else (1 - share) * taught(found, wanted) + share * self._told(found, labels)
 
-    def _told(self, taught: Tensor, found: Mapping[str, Tensor], labels: Tensor | None) -> Tensor:
-        """What the teacher says and what the labels say, where there are any."""
-        if labels is None:
-            return taught
-        told = torch.nn.functional.cross_entropy(found[self.outputs[0]], labels.long())
-        return (1 - self.settings.label_share) * taught + self.settings.label_share * told
+    def _told(self, found: Mapping[str, Tensor], labels: Tensor | None) -> Tensor:
+        """The labels' cross-entropy."""
+        assert labels is not None
+        return torch.nn.functional.cross_entropy(found[self.outputs[0]], labels.long())
 
     @torch.no_grad()
     def _average(self, share: float) -> None:
@@ -294,9 +301,7 @@ class _Run:
         total, latest = 0.0, _copied(self.student)
         self.student.load_state_dict(self.mean)
         for feeds, labels in self.judging.batches(self.settings.batch):
-            found, wanted = self._of(self.student, feeds), self._of(self.teacher, feeds)
-            taught = self.distillation.outputs(found, wanted, self.outputs)
-            loss = self._told(taught, found, labels) if self.own is None else self.own(found, wanted, labels)
+            loss = self._compared(feeds, labels, (), lambda found, wanted: self.distillation.outputs(found, wanted, self.outputs))
             total += float(loss) * len(next(iter(feeds.values())))
         self.student.load_state_dict(latest)
         return total / len(self.judging) if math.isfinite(total) else math.inf
