@@ -7,7 +7,7 @@ export HF_HUB_OFFLINE := 1
 
 MINUTES ?= 30
 
-.PHONY: demo test lint bench soak full ray clients docs clean
+.PHONY: demo test lint bench soak full ray clients mlflow docs clean
 
 demo: $(VENV)/.all  ## optimize the built-in model on the built-in images
 	$(BIN)/lowbit demo --out build/demo
@@ -29,11 +29,13 @@ soak: $(VENV)/.dev  ## mixed load on a server for MINUTES, with all that may hap
 docs: $(VENV)/.dev  ## regenerate the reference pages
 	$(BIN)/python docs/reference/generate.py
 
-full: $(VENV)/.train $(VENV)/.ray clients  ## also what trains and exports models (PyTorch, transformers), Ray, and clients that tests talk to servers with
+full: $(VENV)/.train $(VENV)/.ray clients mlflow  ## also what trains and exports models (PyTorch, transformers), Ray, MLflow, and clients that tests talk to servers with
 
 ray: $(VENV)/.ray  ## what runs models on several machines, 340 MB
 
 clients: .venv-clients/.done
+
+mlflow: $(VENV)/.mlflow .venv-mlflow/.done  ## what shows the registry in MLflow, and a server to try that on
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -56,6 +58,16 @@ $(VENV)/.ray: $(VENV)/.dev
 	$(PIP) --editable '.[ray]'
 	touch $@
 
+$(VENV)/.mlflow: $(VENV)/.dev
+	$(PIP) --editable '.[mlflow]'
+	touch $@
+
+# A server brings what we have no use for: an environment of its own.
+.venv-mlflow/.done: tests/registry/mlflow.txt
+	$(PYTHON) -m venv .venv-mlflow
+	.venv-mlflow/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/registry/mlflow.txt
+	touch $@
+
 # tritonclient wants another protobuf than we: an environment of its own.
 .venv-clients/.done: tests/serving/clients.txt
 	$(PYTHON) -m venv .venv-clients
@@ -63,4 +75,4 @@ $(VENV)/.ray: $(VENV)/.dev
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-clients build .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-clients .venv-mlflow build .mypy_cache .pytest_cache .ruff_cache

@@ -22,6 +22,8 @@ EXTRAS = {
     "otel": "opentelemetry",
     "ray": "ray",
     "redis": "redis",
+    "sign": "cryptography",
+    "mlflow": "mlflow",
     "torch": "torch",
     "huggingface": "transformers",
 }
