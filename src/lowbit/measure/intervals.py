@@ -67,6 +67,28 @@ def tango(worse: int, better: int, n: int, alpha: float = 0.05) -> Bounds:
     return root(estimate, -1.0, -1.0), root(estimate, 1.0, 1.0)
 
 
+def wilson(right: int, n: int, alpha: float = 0.05) -> Bounds:
+    """Score interval for one proportion.
+
+    Wilson E. B., "Probable Inference, the Law of Succession, and Statistical Inference", JASA 22:209-212 (1927).
+
+    Args:
+        right: Of them.
+        n: All.
+        alpha: Two-sided error.
+
+    Returns:
+        Ends of the interval, within [0, 1]; all of it where n is 0.
+    """
+    assert 0 <= right <= n, (right, n)
+    if n == 0:
+        return 0.0, 1.0
+    z = NormalDist().inv_cdf(1 - alpha / 2)
+    middle = (right + z * z / 2) / (n + z * z)
+    half = z / (n + z * z) * math.sqrt(right * (n - right) / n + z * z / 4)
+    return max(middle - half, 0.0), min(middle + half, 1.0)
+
+
 def bootstrap_counts(n: int, seed: int = 0) -> Iterator[Array]:
     """How often each of n samples is drawn in each resample (Efron's bootstrap), block by block.
 

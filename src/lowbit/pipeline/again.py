@@ -62,14 +62,14 @@ def qat(
         train_labels=train_labels,
     )
     with TemporaryDirectory(prefix="lowbit-") as scratch:
-        request = read_request(_source(folder, manifest, Path(scratch)), data, options)
+        request = read_request(source_of(folder, manifest, Path(scratch)), data, options)
         exported = manifest.source.exported_from
         origin = None if exported is None else decode(Origin, exported.model_dump())
         request = replace(request, model=replace(request.model, origin=origin))
         return carry_out(request, folder, reporter or Reporter(), command, started)
 
 
-def _source(folder: Path, manifest: Manifest, scratch: Path) -> Path:
+def source_of(folder: Path, manifest: Manifest, scratch: Path) -> Path:
     """The bundle's FP32 model under the name that it came with."""
     for file in (folder / "baseline").iterdir():
         own = file.name == "model.onnx"

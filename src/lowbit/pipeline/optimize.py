@@ -11,6 +11,7 @@ from typing import Any
 
 from lowbit.bundle import words
 from lowbit.bundle.bundle import Bundle
+from lowbit.data.dataset import Dataset
 from lowbit.errors import Interrupted, LowbitError
 from lowbit.frontends.bring import How, bring_in
 from lowbit.frontends.parity import described as described_parity
@@ -55,7 +56,7 @@ class Result:
 
 def optimize(
     model: Any,
-    data: Data,
+    data: Data | Dataset,
     *,
     out: str | Path | None = None,
     reporter: Reporter | None = None,

@@ -49,7 +49,7 @@ class Options:
     max_drop: str = "1%"
     task: str | None = None
     metric: str | None = None
-    calibration: Data | None = None
+    calibration: Data | Dataset | None = None
     preprocess: str | Path | Preprocess | None = None
     target: str | None = None
     slices: tuple[str, ...] = ()
@@ -101,12 +101,12 @@ class Request:
     options: Options = field(repr=False)
 
 
-def read_request(model: str | Path, data: Data, options: Options, incoming: Incoming | None = None) -> Request:
+def read_request(model: str | Path, data: Data | Dataset, options: Options, incoming: Incoming | None = None) -> Request:
     """Opens the model and the data and checks every option against them.
 
     Args:
         model: The .onnx file.
-        data: The samples.
+        data: The samples, or a data set of them that is open already.
         options: What the user said.
         incoming: Where the file was exported from something else: it brings its preprocessing and task, and is compared with the file.
 
@@ -121,13 +121,15 @@ def read_request(model: str | Path, data: Data, options: Options, incoming: Inco
             "Optimize its parts one by one, or use a smaller model.",
         )
     preprocess = read_preprocess(options.preprocess) or (incoming.preprocess if incoming else None)
-    samples = open_data(data, source.inputs, preprocess, target=options.target, slices=options.slices, limit=options.limit)
+    samples = data
+    if not isinstance(samples, Dataset):
+        samples = open_data(samples, source.inputs, preprocess, target=options.target, slices=options.slices, limit=options.limit)
     asked = _asked(options, incoming, samples)
     task, metric, _ = metric_for(*asked, source.outputs, samples.labels, preprocess=samples.preprocess)
     policy = read_policy(options, task, metric, call_batch(source.inputs, 0))
-    calibration = None
-    if options.calibration is not None:
-        calibration = open_data(options.calibration, source.inputs, samples.preprocess, target=options.target)
+    calibration = options.calibration
+    if calibration is not None and not isinstance(calibration, Dataset):
+        calibration = open_data(calibration, source.inputs, samples.preprocess, target=options.target)
     parts = split(samples, calibration, metric.groups(samples.labels))
     may_train = read_training(options, source, samples, task)
     kinds = traits(operator_counts(source.path))
@@ -300,12 +302,12 @@ def _positive(what: str, value: float | None) -> float | None:
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of "90", "90s", "5m", "1.5h" or "60ms".
+    """Seconds of "90", "90s", "5m", "1.5h", "7d" or "60ms".
 
     Raises:
         UsageError: not of that form.
     """
-    units: dict[str, float] = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "": 1.0}
+    units: dict[str, float] = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0, "": 1.0}
     stripped = text.strip().lower()
     number = stripped.rstrip("abcdefghijklmnopqrstuvwxyz ")
     unit = stripped[len(number) :].strip()
