@@ -25,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -165,9 +166,10 @@ def process(command: list[str], *, folder: Path = PEERS, environment: dict[str, 
 
 
 @contextlib.contextmanager
-def lowbit(*options: str) -> Iterator[tuple[str, str, int]]:
+def lowbit(*options: str, serving: tuple[str, ...] = ()) -> Iterator[tuple[str, str, int]]:
     """`lowbit serve`: URL, address of gRPC, process id."""
-    command = [sys.executable, "-m", "lowbit", "serve", f"net={bundle()}", "--port", "0", "--grpc-port", "0", "--output", "json", *options]
+    served = serving or (f"net={bundle()}",)
+    command = [sys.executable, "-m", "lowbit", "serve", *served, "--port", "0", "--grpc-port", "0", "--output", "json", *options]
     with process(command, folder=HERE) as made:
         assert made.stdout is not None
         ready = json.loads(made.stdout.readline())
@@ -381,7 +383,7 @@ def run_precisions(seconds: float) -> dict[str, Any]:
 
 
 def run_recording(seconds: float) -> dict[str, Any]:
-    """CPU seconds of a request with and without recording, in turns."""
+    """CPU seconds of a request without being watched, with recording, and with recording and a rollout, in turns."""
 
     async def work(url: str, pid: int) -> float:
         target = await rest(url)
@@ -390,33 +392,96 @@ def run_recording(seconds: float) -> dict[str, Any]:
         step = await closed_loop(target, CLIENTS, seconds)
         return (cpu_seconds(pid) - before) / step.ok
 
-    costs: dict[str, list[float]] = {"--record": [], "--no-record": []}
+    costs: dict[str, list[float]] = {"off": [], "recording": [], "rollout": []}
     for _ in range(3):
-        for option in costs:
-            with lowbit(option) as (url, _, pid):
-                costs[option].append(asyncio.run(work(url, pid)))
-    ratios = [on / off - 1 for on, off in zip(costs["--record"], costs["--no-record"], strict=True)]
-    direct = recording_alone()
-    return {"cpu_ms": {option: [1000 * c for c in found] for option, found in costs.items()}, "extra": float(np.median(ratios)), **direct}
+        for name, found in costs.items():
+            with tempfile.TemporaryDirectory() as folder:
+                serving = in_a_rollout(Path(folder) / "registry") if name == "rollout" else (f"net={bundle()}",)
+                with lowbit("--no-record" if name == "off" else "--record", serving=serving) as (url, _, pid):
+                    if name == "rollout":
+                        until_both_are_loaded(url)
+                    found.append(asyncio.run(work(url, pid)))
+    extra = {
+        name: float(np.median([on / off - 1 for on, off in zip(costs[name], costs["off"], strict=True)]))
+        for name in ("recording", "rollout")
+    }
+    direct = watching_alone()
+    share = sum(direct.values()) / 1e6 / float(np.median(costs["off"]))
+    return {
+        "cpu_ms": {name: [1000 * c for c in found] for name, found in costs.items()},
+        "extra": extra,
+        "microseconds": direct,
+        "share": share,
+    }
 
 
-def recording_alone() -> dict[str, float]:
-    """Microseconds that one recording takes, and how many of a model's requests it may have."""
+def in_a_rollout(folder: Path) -> tuple[str, ...]:
+    """What to serve so that a rollout runs that never ends, and sends 1 % to the same model: what it costs is the watching."""
+    from lowbit.registry.registry import Registry
+    from lowbit.rollout.plan import Plan
+    from lowbit.rollout.store import Rollouts
+
+    other = folder.with_name("other")
+    shutil.copytree(bundle(), other)
+    document = json.loads((other / "bundle.json").read_text())
+    (other / "bundle.json").write_text(json.dumps({**document, "notes": [*document["notes"], "The same once more."]}))
+    with Registry.open(folder, create=True) as registry:
+        registry.promote(registry.push(bundle(), "net", by="benchmark").version, by="benchmark", why="the first")
+        plan = Plan.from_json({"steps": ["1%", "2%"], "step_s": 1e6, "deadline_s": 1e7, "min_requests": 1000, "look_s": 1, "shadow": 0})
+        Rollouts(registry).start("net", registry.push(other, "net", by="benchmark").version, plan, by="benchmark")
+    return "net", "--registry", str(folder)
+
+
+def until_both_are_loaded(url: str) -> None:
+    """Waits for the candidate: before that nobody is compared with it."""
+    while True:
+        with urllib.request.urlopen(f"{url}/v1/registry") as answer:
+            (model,) = json.load(answer)["models"]
+        if sum(version["loaded"] for version in model["versions"]) == 2:
+            return
+        time.sleep(0.2)
+
+
+def watching_alone() -> dict[str, float]:
+    """Microseconds that each part of watching one request of the champion takes; recording may take fewer requests than all."""
+    from lowbit.serving.answer.answered import Answered, Caller
+    from lowbit.serving.fleet.counting import StepCount
+    from lowbit.serving.fleet.trial import Trial
+    from lowbit.serving.protocol.requests import InferRequest
     from lowbit.serving.run import deployment
-    from lowbit.serving.watch.recording import Record
+    from lowbit.serving.watch.metrics import Metrics
+    from lowbit.serving.watch.recording import Recorder
 
     loaded = deployment.load(bundle(), roles=())
     try:
-        image, answer = images(1)[0], {"y": np.random.default_rng(0).standard_normal((1, 1000), np.float32)}
-        record = Record(loaded)
-        for _ in range(100):
-            record.add(image, answer, 1)
-        start = time.thread_time()
-        for _ in range(2000):
-            record.add(image, answer, 1)
-        return {"microseconds": 1e6 * (time.thread_time() - start) / 2000}
+        answer = {"y": np.random.default_rng(0).standard_normal((1, 1000), np.float32)}
+        found = Answered(answer, loaded.variants["chosen"], batch=1, queued_s=0.001, ran_s=0.006)
+        request, caller = InferRequest(images(1)[0]), Caller("r")
+        counts = StepCount("net-1", 0)
+        counts.baseline.reader = loaded.reader
+        trial = Trial(loaded, None, 0.0, counts)
+        observers = {"metrics": Metrics(), "recording": Recorder(share=1.0)}
+
+        def rollout(number: int) -> None:
+            trial.side(f"session {number}")
+            counts.baseline.answered(found, 0.008, 1)
+
+        parts: dict[str, Callable[[int], None]] = {
+            name: lambda _, observer=observer: observer.answered(loaded, request, caller, found, 0.008)  # type: ignore[misc]
+            for name, observer in observers.items()
+        }
+        return {name: _microseconds(call) for name, call in {**parts, "rollout": rollout}.items()}
     finally:
         loaded.close()
+
+
+def _microseconds(call: Callable[[int], None], times: int = 2000) -> float:
+    for number in range(100):
+        call(number)
+    start = time.thread_time()
+    for number in range(times):
+        call(number)
+    return 1e6 * (time.thread_time() - start) / times
 
 
 def run_bare(seconds: float) -> dict[str, Any]:
@@ -476,10 +541,13 @@ def sentences(report: dict[str, Any]) -> list[str]:
     if (precisions := report.get("precisions", {})).get("ratio"):
         best = [precisions[role]["best"]["rate"] for role in ("chosen", "full")]
         found += ["", f"With p99 within {precisions['p99_ms']:.0f} ms: INT8 {best[0]:.0f} requests a second, FP32 {best[1]:.0f}."]
-    if "microseconds" in (recording := report.get("recording", {})):
+    if isinstance(parts := (recording := report.get("recording", {})).get("microseconds"), dict):
+        told = ", ".join(f"{name} {value:.1f}" for name, value in parts.items())
+        extra, share = recording["extra"], recording["share"]
         found += [
             "",
-            f"Recording one request takes {recording['microseconds']:.1f} microseconds; CPU time with it: {recording['extra']:+.2%}.",
+            f"Watching one request takes {sum(parts.values()):.0f} microseconds ({told}), {share:.2%} of its CPU time, where a "
+            f"rollout runs. Measured from outside: recording {extra['recording']:+.2%}, with a rollout {extra['rollout']:+.2%}.",
         ]
     return found
 

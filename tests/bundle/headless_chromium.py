@@ -1,7 +1,8 @@
-"""Opens one page in headless Chromium over its debugging pipe and tells what it asked for, logged and drew."""
+"""Opens pages in headless Chromium over its debugging pipe, presses keys, and tells what they asked for, logged and drew."""
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -59,8 +60,8 @@ class Chromium:
         os.close(self.read)
         os.close(self.write)
 
-    def open(self, file: Path, width: int, height: int = 900, dark: bool = False) -> Page:
-        """Loads a file at a width in CSS pixels and waits for its load event."""
+    def open(self, place: Path | str, width: int, height: int = 900, dark: bool = False) -> Page:
+        """Loads a file or an address at a width in CSS pixels and waits for its load event."""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         page = self.page = Page(self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"])
         for domain in ("Page", "Runtime", "Log", "Network"):
@@ -68,15 +69,41 @@ class Chromium:
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 500)
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.call("Emulation.setEmulatedMedia", media="screen", features=scheme)
-        self.call("Page.navigate", url=file.resolve().as_uri())
+        self.call("Page.navigate", url=place if isinstance(place, str) else place.resolve().as_uri())
         self._until(lambda _: page.loaded)
         return page
 
     def evaluate(self, script: str) -> Any:
-        """The value of a script in the open page."""
-        answer = self.call("Runtime.evaluate", expression=script, returnByValue=True)
+        """The value of a script in the open page; of a promise, what it comes to."""
+        answer = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
+
+    def until(self, script: str, seconds: float = 30) -> Any:
+        """Waits for a script's value to be true in the open page, and gives it."""
+        end = time.monotonic() + seconds
+        while not (found := self.evaluate(script)):
+            shown = self.evaluate("document.body.innerText")
+            assert time.monotonic() < end, f"it did not become true: {script}\n{shown[:3000]}"
+            time.sleep(0.05)
+        return found
+
+    def press(self, key: str, *, shift: bool = False) -> None:
+        """A key of the keyboard, where the focus is: "Tab", "Enter", "Escape", "ArrowDown"."""
+        known = {"Tab": (9, ""), "Enter": (13, "\r"), "Escape": (27, ""), "ArrowDown": (40, ""), " ": (32, " ")}
+        code, text = known[key]
+        shared = {"key": key, "windowsVirtualKeyCode": code, "modifiers": 8 if shift else 0}
+        self.call("Input.dispatchKeyEvent", type="keyDown" if text else "rawKeyDown", **({"text": text} if text else {}), **shared)
+        self.call("Input.dispatchKeyEvent", type="keyUp", **shared)
+
+    def type(self, text: str) -> None:
+        """Writes where the focus is."""
+        self.call("Input.insertText", text=text)
+
+    def photograph(self, file: Path, *, whole: bool = True) -> None:
+        """A PNG of the open page, from its top to its end or to the window's."""
+        found = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
+        file.write_bytes(base64.b64decode(found["data"]))
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         self.number += 1

@@ -33,8 +33,20 @@ def test_certainty_is_what_measure_calls_confidence_and_margin(logits: np.ndarra
     np.testing.assert_allclose(found.margin, wanted["margin"], atol=2e-6)
 
 
+@given(LOGITS, st.booleans())
+def test_the_top_class_alone_is_the_same_to_the_bit(logits: np.ndarray, probabilities: bool) -> None:
+    reader = ClassReader("y", probabilities)
+    confidence, classes = reader.top({"y": logits})
+    np.testing.assert_array_equal(confidence, reader({"y": logits}).confidence)
+    if logits.shape[1] > 1:
+        np.testing.assert_array_equal(classes, logits.argmax(axis=1))
+    else:
+        np.testing.assert_array_equal(classes, logits[:, 0] > (0.5 if probabilities else 0.0))
+
+
 def test_rows_that_are_no_numbers_are_not_certain_at_all() -> None:
     logits = np.array([[9.0, 0.0], [np.nan, 0.0], [np.inf, 0.0]], np.float32)
+    assert [part.tolist() for part in ClassReader("y", False).top({"y": logits})] == [[pytest.approx(1, abs=1e-3), 0, 0], [0, -1, -1]]
     found = ClassReader("y", False)({"y": logits})
     assert found.confidence[0] > 0.999
     assert found.confidence[1:].tolist() == found.margin[1:].tolist() == [0.0, 0.0]

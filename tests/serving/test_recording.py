@@ -13,11 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from serving_case import INPUT, INT8, OUTPUT, tiny_bundle
 
+from lowbit.monitoring.latency import bin_of
+from lowbit.monitoring.snapshots import Snapshot
+from lowbit.monitoring.tally import Key
 from lowbit.serving.answer.answered import Answered, Caller
+from lowbit.serving.protocol.refusals import Malformed, Refusal, TooLate
 from lowbit.serving.protocol.requests import InferRequest
 from lowbit.serving.run import deployment
 from lowbit.serving.run.deployment import Deployment
-from lowbit.serving.watch.recording import Moments, Record, Recorder, merged
+from lowbit.serving.watch.numbers import Columns, Moments
+from lowbit.serving.watch.recording import Record, Recorder
+from lowbit.serving.watch.spending import Ran
+from lowbit.types import TensorInfo
 from small_models import images
 
 numbers = st.lists(st.floats(-1e6, 1e6, width=32), max_size=50)
@@ -33,22 +40,33 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
 @given(st.lists(numbers, min_size=1, max_size=5))
 @settings(max_examples=60, deadline=None)
 def test_moments_of_parts_are_those_of_all(parts: list[list[float]]) -> None:
-    found, replicas = Moments(), Moments()
+    found, columns = Moments(), Columns(2)
     for part in parts:
-        one = Moments()
-        if part:
-            found.add(np.array(part, np.float32))
-            one.add(np.array(part, np.float32))
-        replicas.merge(one.shown())
+        values = np.array(part, np.float32)
+        found.add(values)
+        columns.add(np.stack([values, -values], axis=1))
     everything = np.concatenate([np.array(part, np.float32) for part in parts]).astype(np.float64)
-    for moments in (found, replicas):
-        shown = moments.shown()
-        assert shown["n"] == len(everything)
-        if len(everything):
-            scale = max(1.0, float(np.abs(everything).max()))
-            assert shown["mean"] == pytest.approx(everything.mean(), abs=1e-6 * scale)
-            assert shown["std"] == pytest.approx(everything.std(), abs=1e-5 * scale)
-            assert (shown["min"], shown["max"]) == (everything.min(), everything.max())
+    own, other = columns.shown()
+    for shown, expected in ((found.shown(), everything), (own, everything), (other, -everything)):
+        assert shown["n"] == len(expected)
+        if len(expected):
+            scale = max(1.0, float(np.abs(expected).max()))
+            assert shown["mean"] == pytest.approx(expected.mean(), abs=1e-6 * scale)
+            assert shown["std"] == pytest.approx(expected.std(), abs=1e-5 * scale)
+            assert (shown["min"], shown["max"]) == (expected.min(), expected.max())
+    assert columns.whole()["n"] == 2 * len(everything)
+    if len(everything):
+        assert columns.whole()["std"] == pytest.approx(np.concatenate([everything, -everything]).std(), abs=1e-5 * scale)
+
+
+def test_a_value_that_is_no_number_is_left_out_of_its_column_alone() -> None:
+    columns = Columns(3)
+    columns.add(np.array([[1.0, np.nan, 5.0], [3.0, 4.0, np.inf]]))
+    first, second, third = columns.shown()
+    assert first == {"n": 2, "mean": 2.0, "std": 1.0, "min": 1.0, "max": 3.0, "not_finite": 0}
+    assert second == {"n": 1, "mean": 4.0, "std": 0.0, "min": 4.0, "max": 4.0, "not_finite": 1}
+    assert third == {"n": 1, "mean": 5.0, "std": 0.0, "min": 5.0, "max": 5.0, "not_finite": 1}
+    assert columns.whole()["not_finite"] == 2
 
 
 def test_values_that_are_no_numbers_are_counted_apart() -> None:
@@ -106,10 +124,57 @@ def test_recording_stays_within_its_budget_and_says_how_much_it_saw(tiny: Deploy
     assert some["rows_recorded"] <= 2
 
 
-def test_answers_that_nothing_ran_for_are_left_out(tiny: Deployment) -> None:
+def test_answers_that_nothing_ran_for_are_counted_and_not_looked_at(tiny: Deployment) -> None:
     recorder = Recorder()
     recorder.answered(*answered(tiny, images(1), np.zeros((1, 10)), batch=0))
-    assert recorder.snapshot()["models"] == []
+    (entry,) = recorder.snapshot()["models"]
+    assert (entry["requests"], entry["rows_seen"], entry["rows_recorded"], entry["ran_s"]) == (1, 0, 0, 0.0)
+    assert sum(entry["seconds"]) == 1
+
+
+def test_classes_latencies_and_runs_are_counted(tiny: Deployment) -> None:
+    recorder = Recorder()
+    logits = np.zeros((4, 10))
+    logits[[0, 1], 7], logits[2, 1], logits[3, 0] = 5.0, 5.0, np.nan
+    recorder.answered(*answered(tiny, images(4), logits, ran_s=0.05, batch=8))
+    for seconds in (0.010, 0.010, 2.0):
+        model, request, caller, found, _ = answered(tiny, images(1), logits[:1], ran_s=0.05)
+        recorder.answered(model, request, caller, found, seconds)
+    (entry,) = recorder.snapshot()["models"]
+    assert entry["predictions"] == [0, 1, 0, 0, 0, 0, 0, 5, 0, 0]  # the row that is no number has no class
+    assert {place: n for place, n in enumerate(entry["seconds"]) if n} == {bin_of(0.05): 1, bin_of(0.010): 2, bin_of(2.0): 1}
+    assert entry["ran_s"] == pytest.approx(0.05 * 4 / 8 + 3 * 0.05)  # a row has its share of its batch's run
+    assert recorder.ran() == {Key("tiny", tiny.version, INT8): Ran(entry["ran_s"], 1, 4, 7)}
+
+
+def test_failures_of_the_server_are_errors_and_mistakes_of_clients_are_not(tiny: Deployment) -> None:
+    recorder = Recorder()
+    failed, elsewhere = Refusal("no"), Refusal("no")
+    elsewhere.variant = "fp32@onnxruntime"
+    for asked, refusal in ((tiny, failed), (tiny, TooLate("late")), (tiny, Malformed("wrong")), (None, failed), (tiny, elsewhere)):
+        recorder.refused(asked, Caller(), refusal, 0.1)
+    found = {entry["variant"]: (entry["requests"], entry["errors"]) for entry in recorder.snapshot()["models"]}
+    assert found == {INT8: (2, 2), "fp32@onnxruntime": (1, 1)}
+
+
+def test_columns_of_a_table_are_looked_at_one_by_one(tiny: Deployment) -> None:
+    class Table:
+        name, version, reader, bundle = "table", "1", None, tiny.bundle
+        inputs = (
+            TensorInfo("x", (None, 3), "float32"),
+            TensorInfo("words", (None, 3), "int64"),
+            TensorInfo("wide", (None, 999), "float32"),
+        )
+
+    record = Record(Table())  # type: ignore[arg-type]
+    rows = np.array([[1, 10, 100], [3, 30, 300]], np.float32)
+    record.add({"x": rows, "words": rows.astype(np.int64), "wide": np.zeros((2, 999), np.float32)}, {}, 2)
+    shown = record.shown()
+    assert [column["mean"] for column in shown["columns"]["x"]] == [2.0, 20.0, 200.0]
+    assert list(shown["columns"]) == ["x"]
+    assert shown["inputs"]["x"]["mean"] == pytest.approx(rows.mean())
+    assert shown["inputs"]["x"]["std"] == pytest.approx(rows.std())
+    assert shown["inputs"]["words"]["n"] == 6
 
 
 def test_replicas_add_up(tiny: Deployment) -> None:
@@ -119,11 +184,14 @@ def test_replicas_add_up(tiny: Deployment) -> None:
         asked = answered(tiny, images(1, number), rng.normal(size=(1, 10)))
         (one if number % 3 else other).answered(*asked)
         both.answered(*asked)
-    found = merged([json.loads(json.dumps(each.snapshot())) for each in (one, other)])
-    (joined,), (expected,) = found["models"], both.snapshot()["models"]
-    assert joined["confidence"] == expected["confidence"]
-    assert joined["rows_recorded"] == expected["rows_recorded"] == 20
-    assert joined["inputs"][INPUT] == pytest.approx(expected["inputs"][INPUT])
+    parts = [Snapshot.from_json(json.loads(json.dumps(each.snapshot())), at=0.0) for each in (one, other)]
+    (first,), (second,) = (part.tallies.values() for part in parts)
+    joined, (expected,) = first + second, Snapshot.from_json(both.snapshot(), at=0.0).tallies.values()
+    assert joined.confidence == expected.confidence
+    assert joined.predictions == expected.predictions
+    assert sum(joined.predictions) == joined.recorded == expected.recorded == 20
+    assert joined.seconds == expected.seconds
+    assert joined.inputs[INPUT].to_json() == pytest.approx(expected.inputs[INPUT].to_json())
 
 
 def test_a_confidence_is_what_the_comparison_of_models_calls_one(tiny: Deployment) -> None:

@@ -140,3 +140,14 @@ def test_the_table_of_what_is_served(bundle: Path) -> None:
     assert [line.split()[0] for line in lines] == ["tiny", "tiny", "REST"]
     assert "chosen" in lines[0]
     assert "batch up to 8" in lines[0]
+
+
+def test_versions_come_from_a_registry_that_is_named_and_there(shell, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    port = ("--port", 0, "--no-grpc")
+    done = shell("fashion@champion", *port)
+    assert (done.code, "--registry DIR" in done.err) == (2, True)
+    done = shell("fashion@champion", "--registry", tmp_path / "none", *port)
+    assert (done.code, "Traceback" in done.err) == (2, False)
+    assert not (tmp_path / "none").exists()
+    done = shell("web=fashion@no such alias", "--registry", tmp_path, *port)
+    assert (done.code, "names no version" in done.err) == (2, True)

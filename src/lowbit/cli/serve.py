@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lowbit.cli.options import Duration, output
+from lowbit.cli.serve_keeping import keeping, read_keeping
 from lowbit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -39,7 +40,15 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--tls-certificate", type=FILE, metavar="PEM", help="Certificate chain: speak TLS.")
 @click.option("--tls-key", type=FILE, metavar="PEM", help="Its private key.")
 @click.option("--policy", type=FILE, metavar="YAML", help="How requests are routed between variants.")
-@click.option("--state", type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER", help="For what outlives the server.")
+@click.option(
+    "--registry", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Serve NAME, NAME@ALIAS or NAME@3 from it."
+)
+@click.option(
+    "--state",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help="For what outlives the server.  [default: state in the registry]",
+)
 @click.option("--keep-inputs", is_flag=True, help="Keep the inputs of questions to people; else a digest of them.")
 @click.option("--cache", default=0, show_default=True, type=click.IntRange(0), metavar="MIB", help="Keep answers in so much memory.")
 @click.option("--cache-ttl", type=Duration(), default="1h", show_default=True, metavar="TIME", help="Keep an answer so long.")
@@ -57,6 +66,7 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--access-log", type=click.FloatRange(0, 1), default=0.0, show_default=True, metavar="SHARE", help="Of answers to log.")
 @click.option("--traces", is_flag=True, help="Send OpenTelemetry traces; OTEL_* variables say where to.")
 @click.option("--record/--no-record", default=True, show_default=True, help="Keep statistics of confidences and inputs.")
+@keeping
 @click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="Where the models run.")
 @click.option("--replicas", default="1", show_default=True, metavar="N|MIN:MAX", help="Ray: of each variant; a range follows the load.")
 @click.option("--ray-address", metavar="HOST:PORT", envvar="RAY_ADDRESS", help="Ray: a running cluster's.  [default: one of its own]")
@@ -67,14 +77,16 @@ def command(bundles: tuple[str, ...], form: str, **options: Any) -> None:
     \b
     lowbit serve build/demo
     lowbit serve fashion=build/demo --port 9000 --variants chosen
+    lowbit serve fashion@champion --registry registry
 
-    SIGHUP loads bundles that changed. Logs go to stderr, a JSON object a line.
+    From a registry it follows what an alias names, and takes part in rollouts. SIGHUP loads bundles that changed. Logs go to stderr, a JSON
+    object a line.
     """
     from lowbit.serving.server import serve
     from lowbit.serving.watch import logs
 
     settings = read_settings(options)
-    sources = [_source(text) for text in bundles]
+    sources = [_source(text, options["registry"]) for text in bundles]
     logs.configure()
     _run(serve(sources, settings, _tell_json if form == "json" else _tell))
 
@@ -122,14 +134,31 @@ def read_settings(options: dict[str, Any]) -> Any:
         policy=options["policy"],
         cache=_cache(options),
         keep_inputs=options["keep_inputs"],
-        state=options["state"],
+        state=_state(options),
         spot=options["spot"],
         metadata_url=options["metadata_url"],
         access_log=options["access_log"],
         traces=options["traces"],
         record=options["record"],
+        keep=read_keeping(options),
         ray=_ray(options),
+        registry=options["registry"],
     )
+
+
+def _state(options: dict[str, Any]) -> Path | None:
+    """What was asked for, else a folder in the registry."""
+    given: Path | None = options["state"]
+    if given is not None or options["registry"] is None:
+        return given
+    registry: Path = options["registry"]
+    if not (registry / "registry.sqlite").is_file():  # which is said soon
+        return None
+    try:
+        (registry / "state").mkdir(exist_ok=True)
+    except OSError:  # read-only
+        return None
+    return registry / "state"
 
 
 def _cache(options: dict[str, Any]) -> Any:
@@ -178,11 +207,19 @@ def _listed(text: str, where: str, hint: str) -> list[str]:
     return keys
 
 
-def _source(text: str) -> Any:
+def _source(text: str, registry: Path | None) -> Any:
+    name, equals, rest = text.partition("=")
+    if registry is not None:
+        from lowbit.serving.fleet.followed import Followed
+
+        followed = Followed(rest, name) if equals else Followed(text)
+        followed.parsed  # noqa: B018 - a reference that is none is said before anything is loaded
+        return followed
     from lowbit.serving.reloading import Source
 
-    name, equals, folder = text.partition("=")
-    return Source(Path(folder), name) if equals else Source(Path(text))
+    if "@" in text and not Path(rest or text).exists():
+        raise UsageError(f"There is no bundle '{rest or text}'.", "Versions come from a registry: --registry DIR.")
+    return Source(Path(rest), name) if equals else Source(Path(text))
 
 
 def _run(server: Any) -> None:

@@ -22,10 +22,14 @@ class Source:
     Attributes:
         folder: Of the bundle.
         name: Of the model; the folder's if None.
+        version: To be known by; the manifest's if None.
+        digest: Of the version in the registry that it comes from; empty where it does not.
     """
 
     folder: Path
     name: str | None = None
+    version: str | None = None
+    digest: str = ""
 
     @property
     def model(self) -> str:

@@ -9,6 +9,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 from lowbit.errors import UsageError
 from lowbit.serving import notices
@@ -20,16 +21,22 @@ from lowbit.serving.run.deployment import Deployment
 from lowbit.serving.run.ray_engine import Opener, opener_for
 from lowbit.serving.service import Service
 from lowbit.serving.settings import Settings
+from lowbit.serving.ui.files import Ui
 from lowbit.serving.watch import logs
 from lowbit.serving.watch.metrics import Metrics
 from lowbit.serving.watch.watching import Watching
-from lowbit.serving.web import admin
+from lowbit.serving.web import admin, monitoring_pages, registry_pages
 from lowbit.serving.web.handover import give_away, turn_away
 from lowbit.serving.web.http_server import HttpServer, bound, http_server
 from lowbit.serving.web.openapi import Docs
 from lowbit.serving.web.pages import server_pages
 from lowbit.serving.web.predict import Predict
 from lowbit.serving.web.rest import Rest
+
+if TYPE_CHECKING:
+    from lowbit.serving.fleet.followed import Followed
+    from lowbit.serving.fleet.follower import Follower
+    from lowbit.serving.watch.keeping import Keeper
 
 STOPPING = (signal.SIGTERM, signal.SIGINT)
 RELOADING = signal.SIGHUP
@@ -62,14 +69,17 @@ class Wishes:
     reload: asyncio.Event
 
 
-async def serve(sources: Sequence[Source], settings: Settings, on_ready: Callable[[Listening], None]) -> None:
+async def serve(sources: Sequence[Source | Followed], settings: Settings, on_ready: Callable[[Listening], None]) -> None:
     """Serves until SIGTERM, SIGINT or a cloud's notice, then finishes what was accepted and returns. SIGHUP loads changed bundles.
+
+    What comes from a registry is `Followed`, and the settings name the registry.
 
     Raises:
         UsageError: the address is taken, or a bundle, variant or policy is wrong.
         ModelError: a bundle was changed or cannot be run.
     """
     _check(sources, settings)
+    folders = tuple(source for source in sources if isinstance(source, Source))
     wishes = Wishes(asyncio.Event(), asyncio.Event())
     async with contextlib.AsyncExitStack() as stack:
         listening = stack.enter_context(contextlib.closing(bound(settings.host, settings.port, shared=settings.reuse_port)))
@@ -77,11 +87,11 @@ async def serve(sources: Sequence[Source], settings: Settings, on_ready: Callabl
         watching = stack.enter_context(contextlib.closing(Watching.of(settings)))
         answers = await stack.enter_async_context(Answers.of(settings))
         service = Service(settings, watching.observers, answers)
-        watching.metrics.watch(service)
+        keeper = await stack.enter_async_context(watching.keeping(service))
         opener = await stack.enter_async_context(opener_for(settings.ray))
-        load = partial(_load, settings=settings, metrics=watching.metrics, opener=opener)
+        load = partial(_load, settings=settings, watching=watching, opener=opener)
         stack.callback(service.close)
-        for source in sources:
+        for source in folders:
             made = await asyncio.to_thread(load, source)
             try:
                 service.put(made)
@@ -91,10 +101,14 @@ async def serve(sources: Sequence[Source], settings: Settings, on_ready: Callabl
             watching.metrics.put(made)
             if wishes.stop.is_set():
                 return
-        reloader = Reloader(service, tuple(sources), load, watching.metrics, settings.drain_s)
+        follower = await stack.enter_async_context(_following(sources, service, load, watching.metrics))
+        reloader = Reloader(service, folders, load, watching.metrics, settings.drain_s)
+        watching.check(service)
         pages = server_pages(settings, watching.metrics, watching.recorder, reloader)
+        monitoring_pages.mount(pages, keeper, service, keyed=bool(settings.api_keys), rollback=_hold(follower, keeper))
         admin.mount(pages, answers, keyed=bool(settings.api_keys))
-        web = http_server(Rest(service, Predict(service, Docs(service, pages))), settings)
+        registry_pages.mount(pages, follower, keyed=bool(settings.api_keys))
+        web = http_server(Rest(service, Predict(service, Docs(service, Ui(settings, pages)))), settings)
         grpc = await stack.enter_async_context(_grpc(service))
         url = await stack.enter_async_context(_rest(web, listening, settings))
         await stack.enter_async_context(_noticing(settings, wishes))
@@ -103,7 +117,7 @@ async def serve(sources: Sequence[Source], settings: Settings, on_ready: Callabl
         await drain(service, web, listening, grpc)
 
 
-def _check(sources: Sequence[Source], settings: Settings) -> None:
+def _check(sources: Sequence[Source | Followed], settings: Settings) -> None:
     names = [source.model for source in sources]
     if double := {name for name in names if names.count(name) > 1}:
         raise UsageError(f"Two bundles are named '{double.pop()}'.", "Name them: lowbit serve first=FOLDER second=FOLDER.")
@@ -117,10 +131,49 @@ def _check(sources: Sequence[Source], settings: Settings) -> None:
         raise UsageError(error.message, "Another --grpc-port (0 takes a free one), or --no-grpc.") from None
 
 
-def _load(source: Source, *, settings: Settings, metrics: Metrics, opener: Opener) -> Deployment:
-    return deployment.load(
-        source.folder, name=source.name, roles=settings.roles, limits=settings.limits, on_batch=metrics.on_batch, opener=opener
+def _load(source: Source, *, settings: Settings, watching: Watching, opener: Opener) -> Deployment:
+    made = deployment.load(
+        source.folder,
+        name=source.name,
+        version=source.version,
+        digest=source.digest,
+        roles=settings.roles,
+        limits=settings.limits,
+        on_batch=watching.metrics.on_batch,
+        opener=opener,
     )
+    watching.meet(made)
+    return made
+
+
+@contextlib.asynccontextmanager
+async def _following(
+    sources: Sequence[Source | Followed], service: Service, load: Callable[[Source], Deployment], metrics: Metrics
+) -> AsyncIterator[Follower | None]:
+    """Serves what comes from a registry, as long as it lasts."""
+    if (folder := service.settings.registry) is None:
+        yield None
+        return
+    from lowbit.serving.fleet.follower import following
+
+    followed = [source for source in sources if not isinstance(source, Source)]
+    async with following(folder, followed, service, load, metrics) as follower:
+        yield follower
+
+
+def _hold(follower: Follower | None, keeper: Keeper | None) -> monitoring_pages.Rollback | None:
+    """Has rollouts wait while a review is open.
+
+    Returns:
+        What rolls a model back when a person answers so; None where there is no registry.
+    """
+    if follower is None:
+        return None
+    if keeper is not None:
+        from lowbit.serving.fleet.holding import Holding
+
+        follower.reports.beats.append(Holding(follower.rollouts, follower.models, lambda: keeper.books.reviews).beat)
+    return follower.roll_back
 
 
 @contextlib.contextmanager

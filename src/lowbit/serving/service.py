@@ -8,23 +8,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lowbit.serving.answer.answered import Caller, said
-from lowbit.serving.answer.answering import Answers
+from lowbit.serving.answer import fitting
+from lowbit.serving.answer.answered import Answered, Caller, said
+from lowbit.serving.answer.answering import Answers, session_of
 from lowbit.serving.answer.planning import Study
-from lowbit.serving.protocol.refusals import Gone, Malformed, NotServed, Refusal, Unavailable
-from lowbit.serving.protocol.requests import InferRequest, InferResponse, Wanted
-from lowbit.serving.protocol.wire import datatype_of
+from lowbit.serving.protocol.refusals import Gone, NotServed, Refusal, Unavailable
+from lowbit.serving.protocol.requests import InferRequest, InferResponse
 from lowbit.serving.run.deployment import Deployment, Inside
 from lowbit.serving.settings import Settings
 from lowbit.serving.watch import logs
 from lowbit.serving.watch.observing import Observer
-from lowbit.types import Array, Feeds, TensorInfo
+
+if TYPE_CHECKING:
+    from lowbit.serving.fleet.trial import Trial
 
 
 class Service:
@@ -49,12 +50,25 @@ class Service:
         self.held = 0
         self._inside = Inside()
         self._models: dict[str, Deployment] = {}
+        self._beside: dict[str, dict[str, Deployment]] = {}
+        self._trials: dict[str, Trial] = {}
         self._before: list[Deployment] = []
 
     @property
     def models(self) -> Mapping[str, Deployment]:
-        """By name."""
+        """By name: the versions that answer whoever names none."""
         return self._models
+
+    @property
+    def loaded(self) -> tuple[Deployment, ...]:
+        """All that a request can reach, the ones of `models` first."""
+        return (*self._models.values(), *(each for beside in self._beside.values() for each in beside.values()))
+
+    def answering(self, name: str) -> tuple[str, ...]:
+        """Versions that may answer who names none: the one that is served, and the one that a rollout tries; none where nothing is."""
+        trial = self._trials.get(name)
+        found = (self._models.get(name), None if trial is None else trial.canary)
+        return tuple(each.version for each in found if each is not None)
 
     @property
     def inside(self) -> int:
@@ -84,22 +98,48 @@ class Service:
         self._models[deployment.name] = deployment
         if before is not None:
             self._before.append(before)
+            self.answers.leave(before)
         return before
 
+    def arrange(self, deployment: Deployment, beside: Sequence[Deployment] = (), trial: Trial | None = None) -> tuple[Deployment, ...]:
+        """Serves one version of a model to whoever names none, and others beside it, all at once; `answers` has adopted them all.
+
+        Args:
+            deployment: What answers.
+            beside: Other versions, for those who name them, and for the trial.
+            trial: A rollout that runs; None for none.
+
+        Returns:
+            Those that no request can reach any more; they are to be given to `free` once they are idle.
+        """
+        name, kept = deployment.name, {id(each) for each in (deployment, *beside)}
+        gone = tuple(each for each in self.loaded if each.name == name and id(each) not in kept)
+        self._models[name] = deployment
+        self._beside[name] = {each.version: each for each in beside if each is not deployment}
+        if trial is None:
+            self._trials.pop(name, None)
+        else:
+            self._trials[name] = trial
+        self._before.extend(gone)
+        for each in gone:
+            self.answers.leave(each)
+        return gone
+
     def free(self, deployment: Deployment) -> None:
-        """Frees one that `put` gave back; what it has not answered is refused."""
+        """Frees one that `put` or `arrange` gave back; what it has not answered is refused."""
         self._before = [each for each in self._before if each is not deployment]
+        self.answers.forget(deployment)
         deployment.close()
 
     async def idle(self) -> None:
         """Waits until no request is inside and no variant runs anything, of whatever version."""
         await self._inside.empty()
-        for deployment in (*self._models.values(), *self._before):
+        for deployment in (*self.loaded, *self._before):
             await deployment.drained()
 
     def close(self) -> None:
         """Refuses what has no answer yet, and frees all there is. Closing twice is fine."""
-        for deployment in (*self._models.values(), *self._before):
+        for deployment in (*self.loaded, *self._before):
             deployment.close()
 
     def model(self, name: str, version: str | None = None) -> Deployment:
@@ -111,19 +151,33 @@ class Service:
         found = self._models.get(name)
         if found is None:
             raise NotServed(f"There is no model '{name}'. Served: {', '.join(self._models) or 'none'}.")
-        if version is not None and version != found.version:
-            raise NotServed(f"Model '{name}' has no version '{version}'. Served: {found.version}.")
-        return found
+        if version is None or version == found.version:
+            return found
+        beside = self._beside.get(name, {})
+        if version not in beside:
+            raise NotServed(f"Model '{name}' has no version '{version}'. Served: {', '.join((found.version, *beside))}.")
+        return beside[version]
+
+    def versions(self, name: str) -> tuple[str, ...]:
+        """Of a model, all that can be named; the one that answers first."""
+        return (self._models[name].version, *self._beside.get(name, {}))
 
     @contextlib.contextmanager
-    def admitted(self, name: str, version: str | None = None) -> Iterator[Deployment]:
+    def admitted(self, name: str, version: str | None, caller: Caller, place: Deployment | None = None) -> Iterator[Deployment]:
         """A place for a request that takes work before it can be asked: the server waits for it, and keeps the deployment, until it leaves.
+
+        Args:
+            name: Of the model.
+            version: None for the one that is served; where a rollout runs, the caller's session decides.
+            caller: Who asks.
+            place: Where a refusal said that the request may be answered; it is not admitted again.
 
         Raises:
             Refusal: there is no such model, no room, or the server stops.
         """
-        self._admit()
-        deployment = self.model(name, version)
+        if place is None:
+            self._admit()
+        deployment = place or self._side(self.model(name, version), version, caller)
         self._inside.enter()
         deployment.inside.enter()
         try:
@@ -170,17 +224,22 @@ class Service:
                 deployment = self.model(name, version)
             if place is None:
                 self._inside.enter()
-            deployment.inside.enter()
+            first = deployment
+            first.inside.enter()
             try:
-                check(deployment.inputs, request.inputs)
-                wanted = _wanted(deployment.outputs, request.outputs)
+                fitting.check(deployment.inputs, request.inputs)
+                wanted = fitting.wanted(deployment.outputs, request.outputs)
                 deadline = asyncio.get_running_loop().time() + min(caller.deadline_s or np.inf, self.settings.deadline_s)
-                found = await self.answers.answer(deployment, request, caller, deadline)
-                outputs = {each.name: _shown(found.outputs[each.name], each) for each in wanted}
+                trial = self._trials.get(name) if self._trials and version is None else None
+                if trial is None:
+                    found = await self.answers.answer(deployment, request, caller, deadline)
+                else:
+                    deployment, found = await self._tried(trial, place, request, caller, deadline)
+                outputs = {each.name: fitting.shown(found.outputs[each.name], each) for each in wanted}
             finally:
                 if place is None:
                     self._inside.leave()
-                deployment.inside.leave()
+                first.inside.leave()
         except Refusal as refusal:
             self.refused(refusal, caller, deployment, perf_counter() - start)
             raise
@@ -194,6 +253,29 @@ class Service:
             except Exception:  # who watches must not cost anybody an answer
                 logs.failed("an observer failed", observer=type(observer).__name__)
         return InferResponse(deployment.name, deployment.version, outputs, request.id, said(found))
+
+    def _side(self, deployment: Deployment, version: str | None, caller: Caller) -> Deployment:
+        """Whom a request belongs to that names no version, where a rollout runs."""
+        trial = self._trials.get(deployment.name) if self._trials and version is None else None
+        return deployment if trial is None else trial.side(session_of(caller, self.answers.policy.now.tenant_header))
+
+    async def _tried(
+        self, trial: Trial, place: Deployment | None, request: InferRequest, caller: Caller, deadline: float
+    ) -> tuple[Deployment, Answered]:
+        """Answers by the side that the caller's session belongs to, or has its place in."""
+
+        async def work(each: Deployment) -> Answered:
+            each.inside.enter()
+            try:
+                return await self.answers.answer(each, request, caller, deadline)
+            finally:
+                each.inside.leave()
+
+        def covered(canary: Deployment, refusal: Refusal, seconds: float) -> None:
+            self.refused(refusal, caller, canary, seconds)
+
+        side = place or trial.side(session_of(caller, self.answers.policy.now.tenant_header))
+        return await trial.answer(side, request, work, deadline, covered, prepared=place is not None)
 
     def _admit(self) -> None:
         if self.draining:
@@ -211,60 +293,3 @@ class Service:
                 observer.refused(deployment, caller, refusal, seconds)
             except Exception:
                 logs.failed("an observer failed", observer=type(observer).__name__)
-
-
-def check(inputs: tuple[TensorInfo, ...], feeds: Feeds) -> None:
-    """Compares feeds with what a model takes.
-
-    Raises:
-        Malformed: naming the first input that is missing, unknown, or of the wrong type or shape, or inputs with different numbers of rows.
-    """
-    declared = {info.name: info for info in inputs}
-    for name in feeds:
-        if name not in declared:
-            raise Malformed(f"The model has no input '{name}'. Its inputs: {', '.join(declared)}.")
-    for info in inputs:
-        if info.name not in feeds:
-            raise Malformed(f"Input '{info.name}' is missing. The model's inputs: {', '.join(declared)}.")
-        _check_array(info, feeds[info.name])
-    rows = {info.name: len(feeds[info.name]) for info in inputs if info.shape}
-    if len(set(rows.values())) > 1:
-        raise Malformed(f"The inputs have different numbers of rows: {', '.join(f'{name} {n}' for name, n in rows.items())}.")
-    if 0 in rows.values():
-        raise Malformed("The inputs have no rows: the first axis is 0.")
-
-
-def _check_array(info: TensorInfo, array: Array) -> None:
-    if not _same_kind(array.dtype, info.dtype):
-        raise Malformed(f"Input '{info.name}' is {datatype_of(array.dtype.name)}; the model takes {datatype_of(info.dtype)}.")
-    fits = len(array.shape) == len(info.shape) and all(
-        not isinstance(want, int) or want == got for want, got in zip(info.shape, array.shape, strict=True)
-    )
-    if not fits:
-        shape = ", ".join(str(dim) if isinstance(dim, int) else "any" for dim in info.shape)
-        raise Malformed(f"Input '{info.name}' has shape {list(array.shape)}; the model takes [{shape}].")
-
-
-@lru_cache(256)  # numpy works a dtype's name out each time
-def _same_kind(dtype: np.dtype[Any], name: str) -> bool:
-    return dtype.name == name or datatype_of(dtype.name) == datatype_of(name)
-
-
-def _wanted(outputs: tuple[TensorInfo, ...], asked: tuple[Wanted, ...]) -> tuple[Wanted, ...]:
-    names = [info.name for info in outputs]
-    for each in asked:
-        if each.name not in names:
-            raise Malformed(f"The model has no output '{each.name}'. Its outputs: {', '.join(names)}.")
-    return asked or tuple(Wanted(name) for name in names)
-
-
-def _shown(array: Array, wanted: Wanted) -> Array:
-    """The tensor, or its top classes as "value:index" strings (the protocol's classification extension)."""
-    if not wanted.classification:
-        return array
-    if array.dtype.kind in "OSU":
-        raise Malformed(f"Output '{wanted.name}' is strings: it has no top classes.")
-    flat = np.asarray(array.reshape(len(array), -1), np.float64)  # also what has no sign, or a lowest value without a counterpart
-    top = np.argsort(-flat, axis=1, kind="stable")[:, : wanted.classification]
-    named = [[f"{flat[row, column]:.6f}:{column}".encode() for column in columns] for row, columns in enumerate(top)]
-    return np.array(named, object)

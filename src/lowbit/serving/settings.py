@@ -8,6 +8,7 @@ from pathlib import Path
 from lowbit.serving.cache.settings import CacheSettings
 from lowbit.serving.run.deployment import CHOSEN, FULL, Limits
 from lowbit.serving.run.ray_engine import RaySettings
+from lowbit.serving.watch.settings import KeepSettings
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,9 @@ class Settings:
         access_log: Share of answered requests that are logged; what fails is logged always.
         traces: Send OpenTelemetry traces to where the OTEL_* environment variables say.
         record: Keep histograms of confidences and statistics of inputs.
+        keep: What is kept of the traffic, beside that.
         ray: Run the variants on Ray; None runs them in this process.
+        registry: Folder of the registry that versions come from; None where bundles are served.
     """
 
     host: str = "127.0.0.1"
@@ -69,4 +72,6 @@ class Settings:
     access_log: float = 0.0
     traces: bool = False
     record: bool = True
+    keep: KeepSettings = field(default_factory=KeepSettings)
     ray: RaySettings | None = None
+    registry: Path | None = None

@@ -41,8 +41,8 @@ class Answers:
         """Knows no model yet: see `prepare`."""
         self.policy = policy or LivePolicy()
         self.cache, self.questions = cache, questions
-        self._studies: dict[str, Study] = {}
-        self._before: dict[str, Study] = {}
+        self._studies: dict[int, Study] = {}  # by id of the deployment, which its study keeps alive
+        self._before: dict[int, Study] = {}
         self.policy.checks.append(self._check)
         self._check_reviews(self.policy.now)
 
@@ -69,12 +69,16 @@ class Answers:
         await self.close()
 
     def prepare(self, deployment: Deployment) -> None:
-        """Works out beforehand what requests to a deployment need; it takes the place of the one with its name.
+        """Works out beforehand what requests to a deployment need; it takes the place of those with its name.
 
         Raises:
             UsageError: the policy names a variant that is not loaded, or a threshold that cannot be found.
         """
+        before = [each.deployment for each in self._studies.values() if each.deployment.name == deployment.name]
         self.adopt(self.studied(deployment))
+        for each in before:
+            if each is not deployment:
+                self.leave(each)
 
     def studied(self, deployment: Deployment) -> Study:
         """The slow part of `prepare`, which changes nothing here: it may run in a thread.
@@ -90,16 +94,28 @@ class Answers:
         return study
 
     def adopt(self, study: Study) -> None:
-        """The rest of it.
+        """The rest of it. Other versions of the model stay beside it until they `leave`.
 
         Raises:
             UsageError: the policy has changed meanwhile, and does not fit.
         """
         study.check(self.policy.now)
-        name = study.deployment.name
-        if name in self._studies:
-            self._before[name] = self._studies[name]
-        self._studies[name] = study
+        self._before.pop(id(study.deployment), None)
+        self._studies[id(study.deployment)] = study
+        self._only()
+
+    def leave(self, deployment: Deployment) -> None:
+        """No policy has to fit this one any more; the requests within it still end as they began."""
+        if (study := self._studies.pop(id(deployment), None)) is not None:
+            self._before[id(deployment)] = study
+
+    def forget(self, deployment: Deployment) -> None:
+        """This one has no requests any more, and gets none."""
+        self._studies.pop(id(deployment), None)
+        self._before.pop(id(deployment), None)
+        self._only()
+
+    def _only(self) -> None:
         if self.cache is not None:
             self.cache.only(set().union(*(each.similar_spaces for each in (*self._studies.values(), *self._before.values()))))
 
@@ -149,13 +165,11 @@ class Answers:
             await self.questions.close()
 
     def _study(self, deployment: Deployment) -> Study:
-        """Of a deployment: the one that is served, or the one before, which still has requests."""
-        for found in (self._studies.get(deployment.name), self._before.get(deployment.name)):
-            if found is not None and found.deployment is deployment:
-                return found
-        made = Study(deployment, self.cache)
-        (self._before if deployment.name in self._studies else self._studies)[deployment.name] = made
-        return made
+        """Of a deployment: one that is served, or one before, which still has requests."""
+        found = self._studies.get(id(deployment)) or self._before.get(id(deployment))
+        if found is None:
+            found = self._before[id(deployment)] = Study(deployment, self.cache)
+        return found
 
     async def _ask(
         self, deployment: Deployment, request: InferRequest, caller: Caller, facts: Facts, found: Answered, plan: Plan
@@ -178,7 +192,11 @@ class Answers:
 
 
 async def _run(plan: Plan, way: Route, inputs: Feeds, deadline: float) -> Answered:
-    first = await plan.variant.batcher.submit(inputs, deadline=deadline)
+    try:
+        first = await plan.variant.batcher.submit(inputs, deadline=deadline)
+    except Refusal as refusal:
+        refusal.variant = plan.variant.id
+        raise
     found = Answered(first.outputs, plan.variant, way.reason, first.batch, first.queued_s, first.ran_s)
     if plan.reader is None:
         return found
@@ -218,10 +236,14 @@ def facts_of(model: str, request: InferRequest, caller: Caller, tenant_header: s
     asked = parameters.get("variant", headers.get(VARIANT))
     if asked is not None and (not isinstance(asked, str) or not asked):
         raise Malformed(f"The parameter variant must be a word, such as {CHOSEN} or {FULL}.")
-    tenant = headers.get(tenant_header)
-    session = headers.get(SESSION) or tenant or caller.request_id
+    critical = _critical(parameters.get("critical"), headers.get(CRITICAL))
     budget = None if caller.deadline_s is None else caller.deadline_s * 1000
-    return Facts(model, headers, tenant, _critical(parameters.get("critical"), headers.get(CRITICAL)), budget, asked, session)
+    return Facts(model, headers, headers.get(tenant_header), critical, budget, asked, session_of(caller, tenant_header))
+
+
+def session_of(caller: Caller, tenant_header: str = "x-tenant") -> str:
+    """What shares are drawn by: the session, else the tenant, else the request alone."""
+    return caller.headers.get(SESSION) or caller.headers.get(tenant_header) or caller.request_id
 
 
 def _critical(parameter: Parameter | None, header: str | None) -> bool:

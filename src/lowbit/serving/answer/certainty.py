@@ -60,6 +60,24 @@ class ClassReader:
         best, second = self._one(rows[:, 0]) if rows.shape[1] == 1 else self._many(rows)
         return Certainty(np.where(finite, best, 0.0), np.where(finite, best - second, 0.0))
 
+    def top(self, outputs: Mapping[str, Array]) -> tuple[Array, Array]:
+        """Confidence and class of each row, [N] both: half the work of `Certainty`, for who needs no margin.
+
+        The class is the most probable one; of one class alone 1 for "yes" and 0 for "no"; -1, with confidence 0, where a row is none.
+        """
+        raw = outputs[self.output]
+        rows = raw.reshape(len(raw), -1).astype(np.float32, copy=False)
+        finite = np.asarray(np.isfinite(rows).all(axis=1))
+        if not finite.all():
+            found = self.top({self.output: np.where(finite[:, None], rows, 0.0)})
+            return np.where(finite, found[0], 0.0), np.where(finite, found[1], -1)
+        if rows.shape[1] == 1:
+            score = rows[:, 0]
+            return self._one(score)[0], (score > (0.5 if self.probabilities else 0.0)).astype(np.int64)
+        best = rows.max(axis=1)
+        confidence = np.clip(best, 0, 1) if self.probabilities else 1 / np.exp(rows - best[:, None]).sum(axis=1)
+        return confidence, rows.argmax(axis=1)
+
     def _one(self, score: Array) -> tuple[Array, Array]:
         yes = np.clip(score, 0, 1) if self.probabilities else 1 / (1 + np.exp(-np.clip(score, -80, 80)))
         best = np.maximum(yes, 1 - yes)

@@ -5,6 +5,7 @@
     ├── Unauthorized    401  UNAUTHENTICATED      no key, or the wrong one
     ├── NotServed       404  NOT_FOUND            no such model, version or variant
     ├── WrongMethod     405  UNIMPLEMENTED        the address takes other methods
+    ├── Conflicting     409  ABORTED              it is not any more what the client believed
     ├── TooSlow         408  DEADLINE_EXCEEDED    the request did not come whole in time
     ├── TooLarge        413  RESOURCE_EXHAUSTED   the body is over the limit
     ├── WrongKind       415  INVALID_ARGUMENT     a body of another kind than the model takes
@@ -18,6 +19,10 @@ A message says what was found and what is allowed; it goes to the client, so it 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lowbit.serving.run.deployment import Deployment
 
 
 class Refusal(Exception):
@@ -38,6 +43,8 @@ class Refusal(Exception):
         self.message = message
         self.retry_after_s = retry_after_s
         self.told = False  # to the observers
+        self.variant: str | None = None  # id of the one that failed, where it came so far
+        self.elsewhere: Deployment | None = None  # may answer the same request
         self.headers: dict[str, str] = {}
 
 
@@ -67,6 +74,12 @@ class WrongMethod(Refusal):
     def __init__(self, method: str, path: str, allowed: Sequence[str]) -> None:
         super().__init__(f"{method} is not for '{path}'. Allowed: {', '.join(allowed)}.")
         self.headers = {"allow": ", ".join(allowed)}
+
+
+class Conflicting(Refusal):
+    """What is to be changed is not any more what the client believed it to be."""
+
+    status, code, outcome = 409, "ABORTED", "conflict"
 
 
 class TooSlow(Refusal):

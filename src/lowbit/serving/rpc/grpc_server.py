@@ -214,7 +214,8 @@ class Calls:
         return self._messages["ServerMetadataResponse"](name="lowbit", version=__version__, extensions=EXTENSIONS)
 
     async def ModelMetadata(self, message: Any, _caller: Caller, _context: grpc.aio.ServicerContext) -> Any:
-        found = metadata(self._service.model(message.name, message.version or None))
+        served = self._service.model(message.name, message.version or None)
+        found = metadata(served, self._service.versions(served.name))
         fields = ("name", "versions", "platform", "inputs", "outputs")
         return self._messages["ModelMetadataResponse"](**{field: found[field] for field in fields})
 

@@ -100,12 +100,13 @@ class Deployment:
 
     Attributes:
         name: Of the model, in addresses.
-        version: The first twelve digits of the manifest's SHA-256: other evidence is another version.
+        version: The first twelve digits of the manifest's SHA-256: other evidence is another version. From a registry: its number there.
         bundle: It comes from.
         variants: By role; `CHOSEN` always, and `FULL` where it is another one and was asked for.
         reader: Of its answers' certainties; None where they are no classes.
         preprocess: The bundle's; None where samples are fed as they are.
         digests: SHA-256 of each of the bundle's files that was loaded, by its path within the bundle.
+        digest: Of the version in the registry that it came from; empty where it did not.
         inside: Its requests.
 
     What a request needs of the bundle is here: the folder may hold another version by then, and must not be read again.
@@ -118,6 +119,7 @@ class Deployment:
     reader: ClassReader | None = None
     preprocess: Preprocess | None = None
     digests: Mapping[str, str] = field(default_factory=dict)
+    digest: str = ""
     inside: Inside = field(default_factory=Inside, compare=False, repr=False)
 
     @property
@@ -154,6 +156,8 @@ def load(
     folder: Path,
     *,
     name: str | None = None,
+    version: str | None = None,
+    digest: str = "",
     roles: tuple[str, ...] = (CHOSEN, FULL),
     limits: Limits = Limits(),
     on_batch: OnBatch | None = None,
@@ -164,6 +168,8 @@ def load(
     Args:
         folder: Of the bundle; every file is checked against its digest.
         name: Of the model; the folder's name if None.
+        version: To be known by; the manifest's if None.
+        digest: See `Deployment.digest`.
         roles: `CHOSEN`, `FULL` or ids of candidates.
         limits: On what waits.
         on_batch: Gives who is told of a variant's batches.
@@ -173,7 +179,8 @@ def load(
         UsageError: no bundle, no such candidate, or the artifact of one is not there.
         ModelError: a file was changed or cannot be run, or the bundle was exchanged meanwhile.
     """
-    version = version_of(folder)
+    read = version_of(folder)
+    version = version or read
     bundle = Bundle.load(folder)
     name = name or folder.resolve().name
     if not all(char.isalnum() or char in "-_." for char in name):
@@ -185,7 +192,7 @@ def load(
             told = on_batch(name, version, candidate) if on_batch else None
             variants[role] = _variant(bundle, role, candidate, opener(bundle, candidate), limits, told, steps)
         reader = reader_for(bundle, variants[CHOSEN].sessions.outputs)
-        if version_of(folder) != version:
+        if version_of(folder) != read:
             raise ModelError(
                 "The bundle was exchanged while it was loaded.", "Load it again; a bundle is best exchanged by renaming folders."
             )
@@ -194,7 +201,7 @@ def load(
             variant.close()
         raise
     digests = {entry.path: entry.sha256 for entry in bundle.manifest.files}
-    return Deployment(name, version, bundle, variants, reader, steps, digests)
+    return Deployment(name, version, bundle, variants, reader, steps, digests, digest)
 
 
 def version_of(folder: Path) -> str:

@@ -34,3 +34,13 @@ class Observer:
             refusal: Why.
             seconds: Since it came.
         """
+
+    def labelled(self, model: str, version: str, variant: str, right: bool) -> None:
+        """What an answer should have been is known now; once for each row, whichever server answered.
+
+        Args:
+            model: That answered.
+            version: Of it.
+            variant: Id of the one that did.
+            right: Whether it said the same.
+        """

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lowbit.bundle.manifest import write_atomic
-from lowbit.errors import LowbitError
+from lowbit.errors import LowbitError, UsageError
+from lowbit.serving.run.deployment import Deployment
 from lowbit.serving.settings import Settings
+from lowbit.serving.watch.keeping import Keeper
+from lowbit.serving.watch.kept_metrics import KeptFacts
 from lowbit.serving.watch.logs import RequestLog
 from lowbit.serving.watch.metrics import Metrics
 from lowbit.serving.watch.observing import Observer
 from lowbit.serving.watch.recording import Recorder
 from lowbit.serving.watch.traces import Traces
+
+if TYPE_CHECKING:
+    from lowbit.serving.service import Service
 
 MONITORING = "monitoring.json"
 
@@ -25,7 +33,8 @@ class Watching:
 
     Attributes:
         metrics: Counts.
-        recorder: Confidences and inputs; None where they are not kept.
+        recorder: Confidences, classes, latencies and inputs; None where they are not kept.
+        keeper: Makes windows out of them; None where there is no recorder.
         traces: None where there are none.
         log: Of requests.
         state: Folder in which the last recording stays when the server ends.
@@ -33,6 +42,7 @@ class Watching:
 
     metrics: Metrics
     recorder: Recorder | None
+    keeper: Keeper | None
     traces: Traces | None
     log: RequestLog
     state: Path | None = None
@@ -42,15 +52,49 @@ class Watching:
         """As the settings say.
 
         Raises:
-            UsageError: traces are wanted, and their library is not installed.
+            UsageError: traces are wanted, and their library is not installed; the state folder cannot be used; something is to be kept, and
+                there is nowhere, or nothing is recorded.
         """
         traces = Traces() if settings.traces else None
-        return cls(Metrics(), Recorder() if settings.record else None, traces, RequestLog(settings.access_log), settings.state)
+        if settings.record:
+            recorder = Recorder()
+            keeper = Keeper.of(settings, recorder)
+            return cls(Metrics(), recorder, keeper, traces, RequestLog(settings.access_log), settings.state)
+        if settings.keep.lasting is not None:
+            raise UsageError(f"There is nothing to keep {settings.keep.lasting} with.", "Leave --no-record out.")
+        return cls(Metrics(), None, None, traces, RequestLog(settings.access_log), settings.state)
 
     @property
     def observers(self) -> tuple[Observer, ...]:
         """All there are."""
-        return tuple(observer for observer in (self.metrics, self.recorder, self.traces, self.log) if observer is not None)
+        kept = () if self.keeper is None else self.keeper.keepsakes
+        return tuple(observer for observer in (self.metrics, self.recorder, *kept, self.traces, self.log) if observer is not None)
+
+    @contextlib.asynccontextmanager
+    async def keeping(self, service: Service) -> AsyncIterator[Keeper | None]:
+        """Reads gauges from a service, and keeps what is recorded of it until this ends."""
+        self.metrics.watch(service)
+        if self.keeper is None:
+            yield None
+            return
+        self.keeper.observers = lambda: service.observers  # more of them may come
+        self.metrics.registry.register(KeptFacts(self.keeper))
+        async with self.keeper:
+            yield self.keeper
+
+    def meet(self, deployment: Deployment) -> None:
+        """A deployment was loaded just now; in a thread."""
+        if self.keeper is not None:
+            self.keeper.meet(deployment)
+
+    def check(self, service: Service) -> None:
+        """Compares wishes with what is served.
+
+        Raises:
+            UsageError: an input is to be redacted that no model has.
+        """
+        if self.keeper is not None:
+            self.keeper.check(service.loaded)
 
     def close(self) -> None:
         """Sends what is left to send, and keeps what was recorded."""

@@ -90,7 +90,7 @@ def document(models: Iterable[Deployment], *, keys: bool) -> Schema:
             "title": "lowbit",
             "version": __version__,
             "description": "Models over the Open Inference Protocol V2, and predictions for raw samples. gRPC speaks the same protocol.",
-            "x-models": [{**metadata(each), "x-takes": _takes(each)} for each in models],
+            "x-models": [{**metadata(each, [each.version]), "x-takes": _takes(each)} for each in models],
         },
         "tags": [{"name": name, "description": text} for name, text in _TAGS.items()],
         "paths": paths,

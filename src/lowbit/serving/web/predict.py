@@ -24,7 +24,7 @@ from lowbit.data.steps import Size
 from lowbit.errors import LowbitError
 from lowbit.serving.answer.answered import Caller
 from lowbit.serving.protocol import aside, callers, wire
-from lowbit.serving.protocol.refusals import Malformed, NotServed, TooLate, WrongMethod
+from lowbit.serving.protocol.refusals import Malformed, NotServed, Refusal, TooLate, WrongMethod
 from lowbit.serving.protocol.requests import InferRequest, InferResponse, Parameter
 from lowbit.serving.protocol.rest_codec import MOST_TOP
 from lowbit.serving.run.deployment import Deployment
@@ -82,7 +82,7 @@ class Predict:
     def __init__(self, service: Service, others: App | None = None) -> None:
         """Speaks for a service."""
         self._service, self._others = service, others
-        self._known: dict[str, Known] = {}
+        self._known: dict[int, Known] = {}  # by id of the deployment, which it keeps alive
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request.
@@ -117,10 +117,22 @@ class Predict:
         return models[0]
 
     async def _predict(self, name: str, version: str | None, body: bytes, asked: Query, caller: Caller) -> bytes:
-        loop = asyncio.get_running_loop()
         waits_s = min(callers.waits_s(caller.headers, {}) or np.inf, self._service.settings.deadline_s)
-        deadline = loop.time() + waits_s
-        with self._service.admitted(name, version) as deployment:
+        deadline = asyncio.get_running_loop().time() + waits_s
+        place = None
+        while True:
+            try:
+                return await self._placed(name, version, body, asked, caller, deadline, place)
+            except Refusal as refusal:
+                if refusal.elsewhere is None or place is not None:
+                    raise
+                place = refusal.elsewhere  # prepares other inputs
+
+    async def _placed(
+        self, name: str, version: str | None, body: bytes, asked: Query, caller: Caller, deadline: float, place: Deployment | None
+    ) -> bytes:
+        loop = asyncio.get_running_loop()
+        with self._service.admitted(name, version, caller, place) as deployment:
             known = self._know(deployment)
             try:
                 async with asyncio.timeout_at(deadline):
@@ -134,11 +146,13 @@ class Predict:
             return await aside.by_size(size, _written, known, response, prepared.sizes, asked)
 
     def _know(self, deployment: Deployment) -> Known:
-        known = self._known.get(deployment.name)
-        if known is None or known.deployment is not deployment:
+        known = self._known.get(id(deployment))
+        if known is None:
             steps = deployment.preprocess
             meaning = Meaning.of(deployment.bundle.manifest.policy.task, deployment.outputs, deployment.reader, steps)
-            known = self._known[deployment.name] = Known(deployment, steps, meaning)
+            known = Known(deployment, steps, meaning)
+            served = {id(each) for each in self._service.loaded}
+            self._known = {key: each for key, each in self._known.items() if key in served} | {id(deployment): known}
         return known
 
 

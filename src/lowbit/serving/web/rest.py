@@ -13,6 +13,7 @@ import contextlib
 import json
 import logging
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from lowbit import __version__
@@ -106,14 +107,14 @@ class Rest:
         found = self.service.model(match["name"], match["version"])
         if match["verb"] == "/ready":
             return (200 if ready else 503), {"name": found.name, "ready": ready}
-        return 200, metadata(found)
+        return 200, metadata(found, self.service.versions(found.name))
 
 
-def metadata(found: Deployment) -> dict[str, Any]:
-    """A model's metadata response."""
+def metadata(found: Deployment, versions: Sequence[str]) -> dict[str, Any]:
+    """A model's metadata response; `versions` are all that may be named."""
     return {
         "name": found.name,
-        "versions": [found.version],
+        "versions": list(versions),
         "platform": "lowbit_bundle",
         "inputs": [_tensor(info) for info in found.inputs],
         "outputs": [_tensor(info) for info in found.outputs],

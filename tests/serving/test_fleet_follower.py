@@ -1,0 +1,259 @@
+"""What a follower makes of a registry, step by step, in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fleet_case import BY, Case, opened
+from serving_case import INPUT, INT8, tiny_bundle
+
+from lowbit.errors import ModelError, UsageError
+from lowbit.registry.registry import Registry
+from lowbit.rollout.evidence import Arm, Evidence
+from lowbit.serving.answer.answered import Caller
+from lowbit.serving.fleet import follower as room
+from lowbit.serving.fleet.followed import Followed
+from lowbit.serving.fleet.follower import Follower, following
+from lowbit.serving.protocol.requests import InferRequest
+from lowbit.serving.reloading import Source
+from lowbit.serving.run import deployment
+from lowbit.serving.run.deployment import Deployment
+from lowbit.serving.service import Service
+from lowbit.serving.settings import Settings
+from lowbit.serving.watch.metrics import Metrics
+from small_models import images
+
+
+@pytest.fixture
+def case(tmp_path: Path) -> Iterator[Case]:
+    yield from opened(tmp_path / "registry", tiny_bundle(tmp_path / "first" / "tiny", note="first"))
+
+
+@pytest.fixture
+def other(case: Case, tmp_path: Path) -> Any:
+    return case.push(tiny_bundle(tmp_path / "other" / "tiny", note="other"))
+
+
+class Loads:
+    """Loads as a server does; counts, and can be made to wait."""
+
+    def __init__(self) -> None:
+        self.made: list[Deployment] = []
+        self.wait_s = 0.0
+        self.error: Exception | None = None
+
+    def __call__(self, source: Source) -> Deployment:
+        time.sleep(self.wait_s)
+        if self.error is not None:
+            raise self.error
+        made = deployment.load(source.folder, name=source.name, version=source.version, digest=source.digest, roles=("chosen",))
+        self.made.append(made)
+        return made
+
+
+@contextlib.asynccontextmanager
+async def followed(case: Case, *refs: Followed, loads: Loads | None = None) -> AsyncIterator[tuple[Service, Follower]]:
+    service = Service(Settings())
+    try:
+        async with following(case.folder, refs or (Followed("tiny"),), service, loads or Loads(), Metrics()) as follower:
+            yield service, follower
+    finally:
+        service.close()
+
+
+async def until(holds: Any, seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "it did not happen"
+        await asyncio.sleep(0.01)
+
+
+def test_each_reference_is_followed_as_it_says(case: Case, other: Any) -> None:
+    case.registry.move("tiny", "nightly", other.digest, expect=None, by=BY, why="a test")
+    refs = (Followed("tiny", "web"), Followed("tiny@2", "pinned"), Followed("tiny@nightly", "nightly"))
+
+    async def work() -> None:
+        async with followed(case, *refs) as (service, _):
+
+            def answering() -> dict[str, str]:
+                return {name: each.version for name, each in service.models.items()}
+
+            assert answering() == {"web": "2", "pinned": "2", "nightly": "3"}
+            case.registry.promote(other, by=BY, why="a test")
+            await until(lambda: answering() == {"web": "3", "pinned": "2", "nightly": "3"})
+            case.registry.move("tiny", "nightly", case.registry.resolve("tiny@2").digest, expect=other.digest, by=BY, why="back")
+            await until(lambda: answering() == {"web": "3", "pinned": "2", "nightly": "2"})
+            assert service.versions("web") == ("3", "2")  # the fallback is warm
+            assert service.versions("nightly") == ("2",)
+
+    asyncio.run(work())
+
+
+def test_one_model_under_two_names_reports_twice(case: Case, other: Any) -> None:
+    rollout = case.start(other, step_s=60)
+
+    async def work() -> None:
+        async with followed(case, Followed("tiny", "one"), Followed("tiny", "two")) as (service, follower):
+            await until(lambda: all(len(service.versions(name)) == 2 for name in ("one", "two")))
+            for name in ("one", "two"):
+                for number in range(10):
+                    caller = Caller("r", {"x-lowbit-session": f"{number}"})
+                    await service.infer(name, None, InferRequest({INPUT: images(1)}), caller)
+            await follower.reports.once([])
+
+    asyncio.run(work())
+    found = case.rollouts.evidence(rollout.id, 0)
+    assert found.baseline.requests + found.canary.requests == 20
+    assert found.canary.requests % 2 == 0 < found.canary.requests  # the same sessions on the same side
+
+
+def test_what_is_wanted_no_more_once_it_is_loaded_is_freed(case: Case, other: Any) -> None:
+    loads = Loads()
+
+    async def work() -> None:
+        async with followed(case, loads=loads) as (service, _):
+            loads.wait_s = 0.7
+            rollout = case.start(other)
+            await asyncio.sleep(0.4)
+            case.rollouts.abort(rollout.id, by=BY, why="at once")
+            await until(lambda: len(loads.made) == 2 and loads.made[1].variants["chosen"].batcher._closed)
+            assert service.versions("tiny") == ("2",)
+
+    asyncio.run(work())
+
+
+def test_a_slow_load_keeps_nobody_from_going_back(case: Case, other: Any, tmp_path: Path) -> None:
+    third, loads = case.push(tiny_bundle(tmp_path / "third" / "tiny", note="third")), Loads()
+    case.registry.promote(other, by=BY, why="second")
+
+    async def work() -> None:
+        async with followed(case, loads=loads) as (service, _):
+            await until(lambda: service.versions("tiny") == ("3", "2"))
+            loads.wait_s = 3.0
+            case.start(third)
+            await asyncio.sleep(0.4)  # it is being loaded
+            case.registry.rollback("tiny", by=BY, why="now")
+            start = time.monotonic()
+            await until(lambda: service.models["tiny"].version == "2")
+            assert time.monotonic() - start < 2
+            loads.wait_s = 0.0
+
+    asyncio.run(work())
+
+
+def test_what_could_not_be_loaded_is_tried_again(case: Case, other: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "AGAIN_S", 0.5)
+    loads = Loads()
+
+    async def work() -> None:
+        async with followed(case, loads=loads) as (service, follower):
+            loads.error = ModelError("The disk is away.")
+            case.registry.promote(other, by=BY, why="a test")
+            await until(lambda: follower.models["tiny"].failed)
+            assert service.models["tiny"].version == "2"
+            loads.error = None
+            await until(lambda: service.models["tiny"].version == "3")
+            assert not follower.models["tiny"].failed
+
+    asyncio.run(work())
+
+
+def test_a_candidate_out_of_memory_says_so_and_is_not_tried_again(case: Case, other: Any) -> None:
+    loads = Loads()
+
+    async def work() -> str:
+        async with followed(case, loads=loads):
+            loads.error = MemoryError()
+            rollout = case.start(other)
+            await until(lambda: not case.rollouts.get(rollout.id).open)
+            return case.rollouts.get(rollout.id).why
+
+    assert "out of memory" in asyncio.run(work())
+
+
+def test_a_registry_that_cannot_be_read_changes_nothing(case: Case, other: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        async with followed(case) as (service, follower):
+            with monkeypatch.context() as patch:
+                patch.setattr(Registry, "changes", lambda _: (_ for _ in ()).throw(sqlite3.OperationalError("disk I/O error")))
+                await until(lambda: follower.away)
+                case.registry.promote(other, by=BY, why="nobody sees it yet")
+                await asyncio.sleep(0.5)
+                assert service.models["tiny"].version == "2"
+                await service.infer("tiny", None, InferRequest({INPUT: images(1)}), Caller())
+            await until(lambda: service.models["tiny"].version == "3")
+            assert not follower.away
+
+    asyncio.run(work())
+
+
+def test_labels_count_for_their_side_while_a_rollout_runs(case: Case, other: Any) -> None:
+    async def work() -> Evidence:
+        async with followed(case) as (service, follower):
+            follower.labelled("tiny", "2", INT8, True)  # nothing runs
+            case.start(other, step_s=60)
+            await until(lambda: len(service.versions("tiny")) == 2)
+            for version, right in (("2", True), ("2", False), ("3", True), ("9", True)):
+                follower.labelled("tiny", version, INT8, right)
+            follower.labelled("elsewhere", "2", INT8, True)
+            counts = follower.models["tiny"].counts
+            assert counts is not None
+            return counts.taken()
+
+    evidence = asyncio.run(work())
+    assert (evidence.baseline, evidence.canary.labelled, evidence.canary.right) == (
+        Arm(seconds=evidence.baseline.seconds, confidence=evidence.baseline.confidence, labelled=2, right=1),
+        1,
+        1,
+    )
+
+
+def test_rolling_back_ends_the_rollout_first_and_then_the_champion(case: Case, other: Any) -> None:
+    async def work() -> None:
+        async with followed(case) as (_, follower):
+            back = partial(follower.roll_back, "tiny", "ada", "it drifts")
+            with pytest.raises(UsageError):
+                await back()  # there was nothing before
+            rollout = case.start(other)
+            assert await back() == {"rollout": rollout.id, "state": "aborted"}
+            case.registry.promote(other, by=BY, why="a test")
+            assert (await back())["after"] == case.registry.resolve("tiny@2").digest
+            with pytest.raises(UsageError, match="does not come from a registry"):
+                await follower.roll_back("elsewhere", "ada", "no")
+
+    asyncio.run(work())
+    assert case.registry.resolve("tiny").number == 2
+
+
+def test_a_step_that_ends_is_reported_to_the_last(case: Case, other: Any) -> None:
+    rollout = case.start(other, step_s=60)
+
+    async def work() -> None:
+        async with followed(case) as (service, follower):
+            await until(lambda: len(service.versions("tiny")) == 2)
+            trial = service._trials["tiny"]
+            case.rollouts.promote(rollout.id, by=BY, why="at once")
+            await until(lambda: service.models["tiny"].version == "3")
+            trial.counts.canary_failed("came late")
+            await follower.reports.once([])
+
+    asyncio.run(work())
+    assert case.rollouts.evidence(rollout.id, 0).canary.errors == 1
+
+
+def test_a_version_that_is_not_there_is_said_at_the_start(case: Case) -> None:
+    async def work(ref: str) -> None:
+        async with followed(case, Followed(ref)):
+            pass
+
+    for ref in ("tiny@99", "none", "tiny@nightly"):
+        with pytest.raises(UsageError):
+            asyncio.run(work(ref))
