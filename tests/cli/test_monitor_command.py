@@ -70,7 +70,7 @@ def test_show_says_what_came_and_what_the_rules_think(shell: Runner, state: Path
         "0.0% of the answers went to other classes",
         "mJ (",
         "a million inferences",
-        "wait for a person: lowbit reviews list",
+        "2 reviews wait for a person: lowbit reviews list",
     ):
         assert words in out, out
 
@@ -175,7 +175,23 @@ def test_what_is_not_known_is_said(shell: Runner, state: Path) -> None:
     assert "no review 'x'" in run(shell, "reviews", "show", state, "x", code=2).err
     assert "state of a review" in run(shell, "reviews", "list", state, "--state", "closed", code=2).err
     assert "is not a promise" in run(shell, "monitor", "rules", "--sla", "fast", code=2).err
-    assert "No window of that time" in run(shell, "monitor", "show", state, "--model", "other").out
+    assert "Allowed: demo" in run(shell, "monitor", "show", state, "--model", "other", code=2).err
+    assert "No window of that time" in run(shell, "monitor", "show", state, "--span", "1ms").out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--history", "0s"), "--history of 0 s is no span"),
+        (("--span", "-3h"), "--span of -10800 s is no span"),
+        (("--price", "nan"), "does not cost nan"),
+        (("--price", "inf", "--output", "json"), "does not cost inf"),
+        (("--sla", "nanms"), "cannot be kept"),
+        (("--sla", "infms"), "cannot be kept"),
+    ],
+)
+def test_numbers_that_are_none_are_refused(shell: Runner, state: Path, words: tuple[str, ...], said: str) -> None:
+    assert said in run(shell, "monitor", "show", state, *words, code=2).err
 
 
 def test_rules_and_dashboard_are_written(shell: Runner, tmp_path: Path) -> None:

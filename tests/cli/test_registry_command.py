@@ -147,7 +147,7 @@ def test_checkout_copies_and_keys_sign(filled: Run, tmp_path: Path) -> None:
 
 def test_audit_shows_the_log(filled: Run) -> None:
     lines = filled("audit").out.splitlines()
-    assert [line.split()[4] for line in lines[1:]] == ["push", "push", "promote", "promote", "set"]
+    assert [line.split()[5] for line in lines[1:]] == ["push", "push", "promote", "promote", "set"]
     found = document(filled("audit", "--subject", f"{MODEL}@fallback", "--output", "json"))
     assert [row["action"] for row in found["rows"]] == ["set"]  # type: ignore[attr-defined, index]
 
@@ -159,3 +159,20 @@ def test_who_does_it_is_the_user_unless_said(run: Run, monkeypatch: pytest.Monke
     assert found["source"]["by"] == "bo"  # type: ignore[index]
     found = document(run("promote", "model", "--by", "night watch", "--output", "json"))
     assert found["by"] == "night watch"
+
+
+def test_a_push_with_a_wrong_key_registers_nothing(run: Run, tmp_path: Path) -> None:
+    assert run("push", bundle("first"), "--model", MODEL, "--sign", tmp_path / "none.pem").code == 2
+    assert "There is no registry" in run("list").err
+
+
+def test_a_history_of_nothing_says_so(filled: Run) -> None:
+    assert filled("history", MODEL, "--alias", "nobody").out == f"{MODEL} never had an alias 'nobody'.\n"
+
+
+def test_a_dry_run_changes_nothing_and_says_what_would_be(filled: Run) -> None:
+    before = document(filled("audit", "--output", "json"))
+    found = document(filled("promote", f"{MODEL}@1", "--dry-run", "--output", "json"))
+    assert (found["changed"], found["dry_run"], found["head"]) == (False, True, before["head"])
+    assert filled("promote", f"{MODEL}@1", "--dry-run").out == f"{MODEL}@champion: {MODEL}@2 → {MODEL}@1  not done: --dry-run\n"
+    assert document(filled("audit", "--output", "json")) == before

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from cli_runner import Shell, lowbit
-from registry_case import MODEL, filled
+from registry_case import MODEL, bundle, filled
 from rollout_evidence import BAD, GOOD
 
 from lowbit.registry.registry import Registry
@@ -68,9 +68,9 @@ def test_a_rollout_from_beginning_to_end(folder: Path, rollout: Run) -> None:
     assert Evidence.from_json(found["evidence"]) == GOOD
     assert seen(folder, GOOD, 61) == "advance"
     tried = rollout("promote", MODEL, "--dry-run").out
-    assert tried == f"{MODEL}-1 is running. After promote: {MODEL}@3 answers everybody. Nothing was changed.\n"
+    assert tried == f"{MODEL}-1 would be promoted: {MODEL}@3 answers everybody.  Not done: --dry-run.\n"
     assert rollout("promote", MODEL).out == f"{MODEL}-1 is promoted: {MODEL}@3 answers everybody.\n"
-    assert [line.split()[5] for line in rollout("decisions", MODEL).out.splitlines()[1:]] == ["hold", "advance"]
+    assert [line.split()[6] for line in rollout("decisions", MODEL).out.splitlines()[1:]] == ["hold", "advance"]
     assert rollout("replay", MODEL).out == f"{MODEL}-1: 2 of 2 decisions replay to what was written.\n"
 
 
@@ -134,3 +134,22 @@ def test_a_changed_decision_is_said_and_fails(folder: Path, rollout: Run) -> Non
         db.execute("UPDATE rollout_decisions SET sha256 = 'x'")
     shell = rollout("replay", MODEL)
     assert (shell.code, shell.out.splitlines()[0]) == (3, f"{MODEL}-1: 0 of 1 decisions replay to what was written.")
+
+
+def test_trying_to_end_what_has_ended_is_said_as_doing_it_is(rollout: Run) -> None:
+    rollout("start", f"{MODEL}@3")
+    tried = document(rollout("abort", MODEL, "--dry-run", "--output", "json"))
+    assert (tried["state"], tried["dry_run"]) == ("aborted", True)
+    assert document(rollout("status", MODEL, "--output", "json"))["state"] == "running"
+    assert rollout("abort", MODEL).code == 0
+    assert (rollout("promote", MODEL, "--dry-run").code, rollout("promote", MODEL).code) == (2, 2)
+
+
+def test_a_rollouts_own_name_goes_before_a_models(folder: Path, rollout: Run) -> None:
+    rollout("start", f"{MODEL}@3")
+    with Registry.open(folder) as registry:
+        pushed = registry.push(bundle("first"), f"{MODEL}-1", by="ana")
+        registry.promote(pushed.source, by="ana", why="to begin with")
+    rollout("start", f"{MODEL}-1@2")
+    assert rollout("abort", f"{MODEL}-1").out.startswith(f"{MODEL}-1 is aborted: {MODEL}@2 answers everybody")
+    assert document(rollout("status", f"{MODEL}-1-1", "--output", "json"))["state"] == "running"

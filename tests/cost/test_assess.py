@@ -50,6 +50,25 @@ def test_an_a100_for_half_the_hours_or_a_t4() -> None:
     assert "worth it below $25,728 within 12 months" in found.answer.reasons[0]
 
 
+def test_half_the_hours_make_twice_the_load() -> None:
+    """The same requests in half of the time need twice the instances, and not half a bill."""
+    usual: dict[str, Any] = {"instance": "small", "precision": "int8", "latency_ms": 30}
+    raw = {"requests_per_month": 1e9, "peak_per_second": None, "peak_over_mean": 1}
+    candidates = [{"name": "all hours", "hours_per_month": 730, **usual}, {"name": "half", "hours_per_month": 365, **usual}]
+    found = assess(workload(**raw, candidates=candidates), TABLE)
+    assert value(of(found, "half").instances) == pytest.approx(2 * value(of(found, "all hours").instances), abs=1)
+    assert value(of(found, "half").on_demand) == pytest.approx(value(of(found, "all hours").on_demand), rel=0.1)
+
+
+def test_todays_cache_stays_in_every_figure() -> None:
+    """Of a candidate that says nothing of a cache: neither its instances nor its cost per million are those of a model without one."""
+    today = {"instance": "small", "precision": "fp32", "instances": 4, "latency_ms": 30, "cache_hit_rate": 0.5}
+    line = of(assess(workload(today=today), TABLE), "int8")
+    assert value(line.least) == pytest.approx(0.10 / 3600 * 0.008 * 1e6 * 0.5)
+    gone = [{"name": "int8", "instance": "small", "precision": "int8", "latency_ms": 8, "cache_hit_rate": 0}]
+    assert value(of(assess(workload(today=today, candidates=gone), TABLE), "int8").least) == pytest.approx(0.10 / 3600 * 0.008 * 1e6)
+
+
 def test_a_classifier_of_340_ms_at_91() -> None:
     found = example("inspection")
     today, small = found.today, of(found, "int8")
@@ -58,6 +77,7 @@ def test_a_classifier_of_340_ms_at_91() -> None:
     assert value(today.least) == pytest.approx(0.0416 / 3600 * 0.340 * 1e6)
     assert value(small.least) / value(today.least) == pytest.approx(91 / 340)
     assert value(of(found, "int8 and a cache").least) == pytest.approx(0.7 * value(small.least))
+    assert "Spot alone would make it $1.18 with today's model." in found.answer.reasons, "spot is not the model's doing"
     assert value(of(found, "int8, a cache, spot").least) == pytest.approx(0.7 * 0.3 * value(small.least))
     assert today.on_demand is None
     assert any("requests_per_month" in text for text in found.asked)

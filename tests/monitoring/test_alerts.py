@@ -142,7 +142,19 @@ def test_a_receiver_that_hangs_keeps_nobody_waiting(receivers: list[Receiver], c
     assert "an alert found no room" in caplog.messages
 
 
-@pytest.mark.parametrize("url", ["", "hooks.example.com", "file:///etc/passwd", "ftp://example.com/x", "http://"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "hooks.example.com",
+        "file:///etc/passwd",
+        "ftp://example.com/x",
+        "http://",
+        "http://[::1",
+        "http://a:port/",
+        "http://me:secret@a/",
+    ],
+)
 def test_what_is_no_address_is_refused(url: str) -> None:
     with pytest.raises(UsageError, match="http or https"):
         Webhook(url)

@@ -16,6 +16,7 @@ import pytest
 from traffic import KEY, counts, lower, normal, tally
 
 from lowbit.errors import UsageError
+from lowbit.monitoring import latency
 from lowbit.monitoring.baseline import Baseline
 from lowbit.monitoring.database import FILE
 from lowbit.monitoring.drift import confidence, shift
@@ -63,6 +64,18 @@ def test_windows_come_back_as_they_were(state: Monitoring, tmp_path: Path) -> No
     assert state.keys() == [KEY, OTHER]
     with Monitoring(tmp_path, create=False) as again:
         assert again.windows(KEY) == mine
+
+
+def test_three_months_of_windows_fit_on_a_disk(state: Monitoring, tmp_path: Path) -> None:
+    """Of one variant a minute: below 100 MB, with all of a latency's bins."""
+    seconds = tuple(np.histogram(np.random.default_rng(0).lognormal(-5, 0.3, 3_000), [-np.inf, *latency.EDGES_S, np.inf])[0].tolist())
+    state.add(
+        replace(each, tally=replace(each.tally, seconds=seconds)) for each in (window(seed=i, until=NOW + 60 * i) for i in range(200))
+    )
+    state.close()
+    Monitoring(tmp_path / "empty").close()
+    grown = (tmp_path / FILE).stat().st_size - (tmp_path / "empty" / FILE).stat().st_size
+    assert grown / 200 * 90 * 24 * 60 < 100e6
 
 
 def test_a_folder_without_windows_is_refused_where_it_should_have_some(tmp_path: Path) -> None:
@@ -127,6 +140,64 @@ def test_an_accepted_window_is_the_new_baseline(state: Monitoring) -> None:
     assert not after.findings[0].review
     assert "a window that a person accepted" in after.findings[0].text
     assert [each.kind for each in state.reviews.holding("demo")] == ["low_tail"]
+
+
+def test_an_accepted_accuracy_is_not_asked_about_again(state: Monitoring) -> None:
+    state.set_baseline(KEY, usual())
+    state.add([window()])
+    state.labels.predicted([Prediction(f"r{i}", KEY, NOW - 30, 1) for i in range(1_000)])
+    for i in range(1_000):
+        state.labels.label(f"r{i}", 1 if i < 800 else 2)
+    (review,) = look(state, KEY, now=NOW).opened
+    assert review.kind == "accuracy"
+    state.accept(review.id, by="ann")
+    held = state.baseline(KEY)
+    assert held is not None
+    assert (held.accuracy, held.accuracy_n) == (0.8, 1_000)
+    assert not look(state, KEY, now=NOW + 1).opened
+
+
+def test_a_review_shows_what_came_after_it_was_opened(state: Monitoring) -> None:
+    """The first window has more of the old traffic than of the new: accepted as it is, it would ask for another review at once."""
+    state.set_baseline(KEY, usual())
+    mixed = replace(window(seed=1) + window(seed=2, bad=True), server="")
+    assert look(state, KEY, now=NOW).window is None
+    state.add([mixed])
+    opened = {each.kind: each for each in look(state, KEY, now=NOW).opened}["confidence"]
+    assert opened.window == mixed
+    pure = window(seed=3, until=NOW + 120, bad=True)
+    later = window(seed=4, until=NOW + 180, bad=True)
+    for each in (pure, later):
+        state.add([each])
+        look(state, KEY, now=each.until)
+    assert state.reviews.one(opened.id).window == pure, "the first that is wholly of later; then it stays"
+    state.accept(opened.id, by="ann")
+    assert not [each for each in look(state, KEY, now=NOW + 190).findings if each.kind == "confidence" and each.review]
+
+
+def test_what_came_before_an_accepted_window_is_not_held_against_it(state: Monitoring) -> None:
+    """Few rows of the new traffic, thousands of the old ones in the same week: only the new ones are compared with what was accepted."""
+    state.set_baseline(KEY, Baseline(window(bad=True).tally, source="accepted", since=NOW))
+    state.add([window(until=NOW - 10), window(500, until=NOW + 60, bad=True)])
+    seen = look(state, KEY, now=NOW + 60).window
+    assert seen is not None
+    assert seen.tally.recorded == 500
+
+
+def test_windows_of_a_wrong_clock_do_not_hide_those_of_now(state: Monitoring) -> None:
+    """A server once believed that it was next year: its windows are not the latest ones for a year."""
+    state.set_baseline(KEY, usual())
+    state.add([window(seed=1, until=NOW + 365 * DAY_S), window(seed=2, bad=True)])
+    seen = look(state, KEY, now=NOW)
+    assert seen.window is not None
+    assert seen.window.until == NOW
+    assert "confidence" in [each.kind for each in seen.opened]
+
+
+def test_what_is_learned_does_not_undo_what_was_accepted_meanwhile(state: Monitoring) -> None:
+    accepted = replace(usual(), source="accepted", by="ann")
+    state.set_baseline(KEY, accepted)
+    assert state.learn(KEY, window(6_000)) == accepted
 
 
 def test_the_first_answer_stands(state: Monitoring) -> None:
@@ -244,11 +315,14 @@ def test_retention(tmp_path: Path) -> None:
             if answer:
                 state.reviews.close(review.id, "rolled_back", by="ann", now=NOW - 200)
         state.labels.label("r199", 1, now=NOW)
+        for i in range(80):
+            state.labels.label(f"nobody's {i}", 1, now=NOW - 1 - i / 100)
         state.prune(NOW)
         assert [each.until for each in state.windows()] == [NOW]
         assert [each.kind for each in state.reviews.listed()] == ["confidence"], "what is open stays, however old"
         with sqlite3.connect(tmp_path / FILE) as connection:
             assert connection.execute("select count(*) from predictions").fetchone() == (50,)
+            assert connection.execute("select count(*) from labels").fetchone() == (50,), "labels that nobody's answer waits for, too"
 
 
 def open_many(folder: Path, go: object, results: object) -> None:

@@ -43,6 +43,32 @@ def test_every_request_has_the_same_chance(database: Database) -> None:
     assert abs(halves[0] - 1_200) < 4 * np.sqrt(2_400 * 0.25)
 
 
+def test_room_is_made_use_of_little_by_little(tmp_path: Path) -> None:
+    """A week of steady traffic with retention every hour: what is kept is of all hours, and not of the minutes after each cleaning."""
+    kept = Retention(samples_s=40.0, samples=200)
+    with Monitoring(tmp_path, retention=kept) as state:
+        for hour in range(120):
+            state.samples.offer(
+                Sample("demo", "v1", "", hour + i / 100, {"x": np.array([i], np.float32)}) for i in range(100)
+            )  # 4,000 requests in the time of retention
+            state.prune(hour + 1.0)
+        found = state.samples.listed()
+        assert 150 < len(found) <= 200
+        assert all(each.at >= 80 for each in found)
+        assert np.mean([each.at for each in found]) == pytest.approx(100, abs=4), "early and late hours alike"
+        assert np.mean([each.inputs["x"][0] for each in found]) == pytest.approx(49.5, abs=10), "and early and late in each hour"
+
+
+def test_a_smaller_sample_is_made_of_a_larger_one(tmp_path: Path) -> None:
+    with Monitoring(tmp_path) as state:
+        state.samples.offer(row(i) for i in range(100))
+    with Monitoring(tmp_path, retention=Retention(samples=30)) as state:
+        assert state.prune(100.0) == 70
+        assert state.samples.count() == {"demo": 30}
+        state.samples.offer(row(i) for i in range(100, 120))
+        assert state.samples.count() == {"demo": 30}
+
+
 def test_arrays_come_back_as_they_were(database: Database) -> None:
     inputs: dict[str, Array] = {
         "image": np.random.default_rng(0).normal(size=(3, 8, 8)).astype(np.float32),
@@ -112,6 +138,16 @@ def test_a_blurred_image_keeps_the_means_of_blocks(image: Array) -> None:
     assert found.mean(dtype=np.float64) == pytest.approx(image.mean(dtype=np.float64), abs=0.01)
 
 
+@pytest.mark.parametrize("shape", [(24, 32, 3), (24, 32, 1), (2, 24, 32, 3)])
+def test_an_image_with_its_channels_last_is_blurred_in_rows_and_columns(shape: tuple[int, ...]) -> None:
+    """Blurred along columns and channels alone, rows would show a face."""
+    image = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    found, block = blurred(image), image[..., 8:16, :8, :].astype(np.float64)
+    means = np.broadcast_to(block.mean(axis=(-3, -2), keepdims=True), block.shape)
+    assert found[..., 8:16, :8, :] == pytest.approx(means, abs=1e-5)
+
+
+@settings(deadline=None)
 @given(arrays.arrays(np.float32, 20, elements=st.floats(-1e6, 1e6, width=32, allow_subnormal=False)))
 def test_blurred_numbers_keep_their_size_alone(values: Array) -> None:
     found = blurred(values)

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from traffic import KEY, tally
 
@@ -26,6 +26,7 @@ def same(one: Moments, other: Moments, scale: float = 10.0) -> None:
     assert one.std == pytest.approx(other.std, abs=1e-6 * scale)
 
 
+@settings(deadline=None)
 @given(NUMBERS, NUMBERS)
 def test_moments_add_up_and_come_apart(first: list[float], second: list[float]) -> None:
     ours, theirs, both = Moments.of(np.array(first)), Moments.of(np.array(second)), Moments.of(np.array(first + second))
@@ -78,6 +79,7 @@ def close(one: Tally, other: Tally) -> None:
         same(ours, theirs)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 500), st.integers(0, 500))
 def test_tallies_add_up_and_come_apart(first: int, second: int) -> None:
     ours, theirs = some(first), some(second, classes=5)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lowbit
@@ -24,6 +24,7 @@ INPUT = "input.1"
 NOTHING = Redaction()
 
 
+@settings(deadline=None)
 @given(st.integers(LEAST, 2_000), st.floats(0, 1), st.floats(0, 0.3), st.booleans())
 def test_no_sample_has_two_roles(n: int, labelled: float, seen: float, judged: bool) -> None:
     rng = np.random.default_rng(n)

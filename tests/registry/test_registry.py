@@ -171,6 +171,7 @@ def test_references(registry: Registry) -> None:
         ("shirts@sha256:ab", "4 to 64 hex digits"),
         ("shirts@sha256:0000000000", "no version with a digest that begins with 0000000000"),
         ("shirts@Champion", "names no version"),
+        ("shirts@9999999999999999999", "names no version"),
         ("../shirts", "cannot be a model's name"),
         ("shirts@../x", "names no version"),
         ("", "cannot be a model's name"),
@@ -369,7 +370,7 @@ def test_a_checkout_is_one_folder_for_all_and_is_made_again_when_it_was_changed(
     assert len(found) == 8
     assert [folder.name for folder in (registry.folder / "checkouts").iterdir()] == [version.digest]
     folder = found[0]
-    for spoil in (_overwrite, _remove, _add, _link):
+    for spoil in (_overwrite, _remove, _add, _link, _link_all):
         spoil(folder)
         assert [problem.kind for problem in registry.verify()] == ["checkout"]
         assert Bundle.load(registry.checkout(version)).chosen.id == INT8
@@ -395,6 +396,11 @@ def _link(folder: Path) -> None:
     file = folder / "bundle.json"
     file.rename(folder.parent / "elsewhere.json")
     file.symlink_to(folder.parent / "elsewhere.json")
+
+
+def _link_all(folder: Path) -> None:
+    folder.rename(folder.parent.parent / "elsewhere")
+    folder.symlink_to(folder.parent.parent / "elsewhere")
 
 
 def test_an_exported_copy_is_the_callers(registry: Registry, tmp_path: Path) -> None:

@@ -40,6 +40,26 @@ def test_a_private_key_is_its_owners_alone_and_never_overwritten(key: Path) -> N
         signing.keygen(key)
 
 
+def test_no_half_of_a_pair_is_written(tmp_path: Path) -> None:
+    (tmp_path / "one.pub.pem").write_text("mine")
+    with pytest.raises(UsageError, match=r"one\.pub\.pem exists"):
+        signing.keygen(tmp_path / "one.pem")
+    assert not (tmp_path / "one.pem").exists()
+    for folder in (tmp_path, Path()):
+        with pytest.raises(UsageError, match="it is a folder"):
+            signing.keygen(folder)
+
+
+def test_signing_again_puts_a_spoilt_signature_right(registry: Registry, key: Path) -> None:
+    version = registry.resolve(f"{MODEL}@2")
+    public = registry.sign(version, key, by=BY)
+    with registry.transaction() as db:
+        db.execute("UPDATE signatures SET signature = 'ab'")
+    assert registry.signers(version) == set()
+    registry.sign(version, key, by=BY)
+    assert registry.signers(version) == {public}
+
+
 def test_a_signed_version_is_known_and_another_is_refused(registry: Registry, key: Path) -> None:
     two, three = registry.resolve(f"{MODEL}@2"), registry.resolve(f"{MODEL}@3")
     public = registry.sign(two, key, by=BY)

@@ -139,6 +139,46 @@ def test_a_changed_row_is_found(registry: Registry, statement: str, found: set[s
     assert "blob" not in kinds(registry)
 
 
+@pytest.mark.parametrize(
+    ("statement", "found"),
+    [
+        ("UPDATE versions SET by = x'00ff' WHERE number = 3", {"version"}),
+        ("UPDATE versions SET created = 9e999 WHERE number = 3", {"version"}),
+        ("UPDATE versions SET digest = '../../../etc' WHERE number = 3", {"version"}),
+        ("UPDATE versions SET lineage = '{\"score\": 1e999}' WHERE number = 3", {"version"}),
+        (f"UPDATE versions SET parents = '{'[' * 3000}' WHERE number = 3", {"version"}),
+        ("UPDATE aliases SET alias = x'00ff' WHERE alias = 'fallback'", {"alias"}),
+        ("UPDATE audit SET at = 9e999 WHERE id = 5", {"audit"}),
+        ("UPDATE audit SET by = x'00ff' WHERE id = 5", {"audit"}),
+        ("UPDATE audit SET body = '{}' WHERE id = 5", {"audit", "alias"}),
+        ("UPDATE audit SET body = json_set(body, '$.alias', json('[1]'), '$.event', json('{}')) WHERE id = 5", {"audit", "alias"}),
+        ("UPDATE audit SET body = '{\"why\": NaN}' WHERE id = 2", {"audit"}),
+        (f"UPDATE audit SET body = '{'[' * 3000}' WHERE id = 2", {"audit"}),
+    ],
+)
+def test_what_nobody_could_have_written_is_found_and_no_bug(registry: Registry, statement: str, found: set[str]) -> None:
+    edit(registry, statement)
+    assert found <= kinds(registry)
+
+
+def test_an_alias_of_nothing_gives_out_nothing_else(registry: Registry) -> None:
+    edit(registry, "UPDATE aliases SET digest = 'ab' WHERE alias = 'champion'")
+    for ref in (MODEL, f"{MODEL}@champion"):
+        with pytest.raises(ModelError, match="names a version that is not there"):
+            registry.resolve(ref)
+
+
+@pytest.mark.parametrize("head", ["", "0", "abc", "3f9a61", "no digest", "x" * 64])
+def test_a_head_that_would_tell_nothing_is_refused(registry: Registry, head: str) -> None:
+    with pytest.raises(UsageError, match="no head of the log"):
+        registry.verify(head=head)
+
+
+def test_the_head_of_an_empty_log_is_in_every_log(tmp_path: Path, registry: Registry) -> None:
+    with Registry.open(tmp_path / "empty", create=True) as empty:
+        assert registry.verify(head=empty.head()) == []
+
+
 def test_the_rows_that_are_never_changed_say_so(registry: Registry) -> None:
     for statement in ("UPDATE audit SET by = 'x'", "DELETE FROM audit", "DELETE FROM alias_events", "DELETE FROM versions"):
         with pytest.raises(ModelError, match=r"append-only|never used twice"), registry.transaction() as db:

@@ -88,6 +88,9 @@ def test_the_error_rate_is_shared_and_no_more(weights: list[float], steps: int) 
         ("- a", "must be a mapping"),
         ("a: [", "is not YAML"),
         ("deadline_s: .nan", "a time above 0"),
+        (f"step_s: {10**400}", "a time above 0"),
+        (f"step_s: {-(10**400)}", "a time above 0"),
+        (f"guardrails: [{{kind: p99, tolerance: {10**400}}}]", "is not understood"),
     ],
 )
 def test_mistakes_are_said_kindly(text: str, says: str) -> None:

@@ -15,14 +15,16 @@ import pytest
 from registry_case import BY, MODEL, filled, in_child, quick_folder
 from rollout_evidence import BAD, GOOD
 
-from lowbit.errors import UsageError
+from lowbit.errors import ModelError, UsageError
 from lowbit.registry.records import Conflict
 from lowbit.registry.registry import Registry
+from lowbit.rollout.decide import decide
 from lowbit.rollout.desired import desired
 from lowbit.rollout.evidence import Arm, Evidence
 from lowbit.rollout.plan import Plan
-from lowbit.rollout.records import Rollout
+from lowbit.rollout.records import Decided, Rollout
 from lowbit.rollout.store import Rollouts
+from lowbit.rollout.tables import digest, packed
 
 PLAN = Plan(steps=(0.2, 0.5, 1.0), step_s=60.0, min_requests=500, deadline_s=3600.0, look_s=5.0)
 
@@ -107,6 +109,17 @@ def test_hard_stops_do_not_wait_for_the_next_look(rollouts: Rollouts) -> None:
     rollouts.report(rollout.id, 0, "b", Evidence(hard=("not a number",)))
     assert looked(rollouts, rollout.id, 1001.2) == "rollback"
     assert rollouts.get(rollout.id).why == "The candidate: not a number. That needs no statistics."
+
+
+def test_a_crash_that_is_reported_after_the_step_moved_on_ends_it_too(rollouts: Rollouts) -> None:
+    rollout = begun(rollouts)
+    rollouts.report(rollout.id, 0, "a", GOOD)
+    assert looked(rollouts, rollout.id, 1061.0) == "advance"
+    rollouts.report(rollout.id, 1, "a", GOOD)
+    assert looked(rollouts, rollout.id, 1062.0) is None
+    rollouts.report(rollout.id, 0, "b", Evidence(hard=("crashed",)))
+    assert looked(rollouts, rollout.id, 1062.2) == "rollback"
+    assert rollouts.replay(rollout.id) == []
 
 
 def test_looks_that_are_early_or_see_nothing_new_are_not_kept(rollouts: Rollouts) -> None:
@@ -233,7 +246,90 @@ def test_a_changed_decision_is_found(rollouts: Rollouts) -> None:
         db.execute("DROP TRIGGER decisions_are_never_changed")
         db.execute("UPDATE rollout_decisions SET body = (SELECT body FROM rollout_decisions WHERE id = ?) WHERE id = ?", (bad.id, good.id))
     (found,) = rollouts.replay(rollout.id)
+    assert (found.decision, found.text) == (good.id, f"Decision {good.id} was changed after it was written."), "its action is another"
+    with registry.transaction() as db:
+        db.execute("UPDATE rollout_decisions SET action = 'rollback' WHERE id = ?", (good.id,))
+    (found,) = rollouts.replay(rollout.id)
     assert (found.decision, found.text[:15]) == (good.id, "Its digest is o")
+
+
+def rolled_back(rollouts: Rollouts) -> tuple[Rollout, Decided]:
+    rollout = begun(rollouts)
+    rollouts.report(rollout.id, 0, "a", BAD)
+    decided = rollouts.look(rollout.id, 1001.0)
+    assert decided is not None
+    with rollouts.registry.transaction() as db:
+        db.execute("DROP TRIGGER decisions_are_never_changed")
+        db.execute("DROP TRIGGER decisions_are_never_cut")
+    return rollout, decided
+
+
+def test_a_decision_written_anew_with_its_digest_is_found_by_the_log(rollouts: Rollouts) -> None:
+    rollout, kept = rolled_back(rollouts)
+    look = replace(kept.look, evidence=kept.look.evidence + BAD)
+    decision = decide(PLAN, look)
+    body = packed({"look": look.to_json(), "decision": decision.to_json()})
+    with rollouts.registry.transaction() as db:
+        db.execute("UPDATE rollout_decisions SET body = ?, sha256 = ?", (body, digest(PLAN, look, decision)))
+    (found,) = rollouts.replay(rollout.id)
+    assert (found.decision, found.text) == (kept.id, "The audit log has another digest of it, or none: it was written anew.")
+
+
+def test_a_decision_taken_away_is_found_by_the_log(rollouts: Rollouts) -> None:
+    rollout, kept = rolled_back(rollouts)
+    with rollouts.registry.transaction() as db:
+        db.execute("DELETE FROM rollout_decisions")
+    (found,) = rollouts.replay(rollout.id)
+    assert (found.decision, found.text[:22]) == (kept.id, "The audit log knows it")
+    assert rollouts.count(rollout.id) == 1
+
+
+def test_a_decision_is_never_taken_away_by_mistake(rollouts: Rollouts) -> None:
+    rollout = begun(rollouts)
+    rollouts.report(rollout.id, 0, "a", GOOD)
+    rollouts.look(rollout.id, 1001.0)
+    with pytest.raises(ModelError, match="append-only"), rollouts.registry.transaction() as db:
+        db.execute("DELETE FROM rollout_decisions")
+
+
+@pytest.mark.parametrize("content", [b"\x00\xff", "text", 7, packed([]), packed({"look": {}, "decision": {}})])
+def test_a_decision_that_cannot_be_read_is_said_and_no_bug(rollouts: Rollouts, content: object) -> None:
+    rollout, kept = rolled_back(rollouts)
+    with rollouts.registry.transaction() as db:
+        db.execute("UPDATE rollout_decisions SET body = ?", (content,))
+    assert [(found.decision, found.text) for found in rollouts.replay(rollout.id)] == [
+        (kept.id, "Decision 1 was changed after it was written.")
+    ]
+    with pytest.raises(ModelError, match="was changed after it was written"):
+        rollouts.decisions(rollout.id)
+
+
+@pytest.mark.parametrize("change", ["plan = 'no json'", "step = 9", "step = -1", "step = 'x'", "share = 'x'", "step_since = '['"])
+def test_a_rollout_that_cannot_be_read_is_said_and_no_bug(rollouts: Rollouts, change: str) -> None:
+    rollout = begun(rollouts)
+    with rollouts.registry.transaction() as db:
+        db.execute(f"UPDATE rollouts SET {change}")
+    with pytest.raises(ModelError, match=f"Rollout {rollout.id} was changed after it was written"):
+        rollouts.look(rollout.id, 1001.0)
+
+
+def test_evidence_that_cannot_be_read_is_said_and_no_bug(rollouts: Rollouts) -> None:
+    rollout = begun(rollouts)
+    rollouts.report(rollout.id, 0, "a", GOOD)
+    with rollouts.registry.transaction() as db:
+        db.execute("UPDATE rollout_evidence SET body = 'text'")
+    with pytest.raises(ModelError, match="Evidence of rollout shirts-1 was changed"):
+        rollouts.look(rollout.id, 1001.0)
+
+
+@pytest.mark.parametrize("why", ["x" * 2001, "\udcff"])
+def test_a_reason_that_cannot_be_kept_changes_nothing(rollouts: Rollouts, why: str) -> None:
+    with pytest.raises(UsageError, match="The reason"):
+        rollouts.start(MODEL, rollouts.registry.resolve(f"{MODEL}@3"), PLAN, by=BY, why=why)
+    rollout = begun(rollouts)
+    with pytest.raises(UsageError, match="The reason"):
+        rollouts.pause(rollout.id, by=BY, why=why)
+    assert rollouts.get(rollout.id) == rollout
 
 
 # Several at once, and deaths --------------------------------------------------------------------------------------------

@@ -18,9 +18,9 @@ from asgi_case import Answered, ask, call, echo_bundle, mixed_bundle
 from serving_case import BASELINE, INPUT, INT8, OUTPUT, tiny_bundle
 
 from lowbit import __version__
+from lowbit.serving.answer.fitting import shown
 from lowbit.serving.protocol import aside, rest_codec
 from lowbit.serving.protocol.requests import Wanted
-from lowbit.serving.service import _shown
 from lowbit.serving.web import asgi
 from lowbit.serving.web.asgi import App, Incoming
 from lowbit.serving.web.rest import Rest
@@ -148,7 +148,7 @@ def test_classes_instead_of_a_tensor(tiny: Path) -> None:
     ],
 )
 def test_top_classes_of_every_kind_of_number(values: Any, best: list[str]) -> None:
-    assert [each.decode() for each in _shown(values, Wanted("y", None, 3))[0]] == best
+    assert [each.decode() for each in shown(values, Wanted("y", None, 3))[0]] == best
 
 
 def test_strings_have_no_top_classes_and_nobody_gets_more_than_a_thousand(tiny: Path, tmp_path: Path) -> None:

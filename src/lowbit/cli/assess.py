@@ -77,7 +77,8 @@ def command(bundle: Path | None, workload: Path | None, prices: Path | None, rep
     from lowbit.cost.prices import own_table, read_prices
 
     if report is not None and (report.is_dir() or not report.parent.is_dir()):
-        raise UsageError(f"There can be no file {report}: {'it is a folder' if report.is_dir() else 'its folder is missing'}.", "--report FILE.html")
+        why = "it is a folder" if report.is_dir() else "its folder is missing"
+        raise UsageError(f"The report cannot be written to {report}: {why}.", "Give another --report FILE.html.")
     evidence = _evidence(bundle)
     stated = _workload(workload, options, bundle)
     table = read_prices(prices) if prices else own_table()

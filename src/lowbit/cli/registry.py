@@ -285,7 +285,10 @@ def verify(ref: str | None, head: str | None, trusted: tuple[Path, ...], folder:
                 click.secho("Everything is as it was written.", fg="green")
                 _head(registry)
     if problems:
-        raise ModelError(f"Not as it was written: {len(problems):,} {'thing' if len(problems) == 1 else 'things'}.", "A server refuses files that were changed.")
+        raise ModelError(
+            f"Not as it was written: {len(problems):,} {'thing' if len(problems) == 1 else 'things'}.",
+            "A server refuses files that were changed.",
+        )
 
 
 @command.command("gc", short_help="Remove what nobody needs.")

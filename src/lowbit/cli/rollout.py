@@ -156,7 +156,7 @@ def decisions(rollout: str, limit: int, folder: Path, form: str) -> None:
     from lowbit.cli import rollout_tables
 
     with _rollouts(folder) as rollouts:
-        found = rollouts.decisions(_found(rollouts, rollout).id, last=limit)
+        found = rollouts.decisions(_found(rollouts, rollout).id, last=min(limit, 10**9))
         if form == "json":
             _print({"decisions": [_decided(each, look=True) for each in found]})
         elif not found:
@@ -176,7 +176,7 @@ def replay(rollout: str, folder: Path, form: str) -> None:
     """
     with _rollouts(folder) as rollouts:
         one = _found(rollouts, rollout)
-        count, found = len(rollouts.decisions(one.id)), rollouts.replay(one.id)
+        count, found = rollouts.count(one.id), rollouts.replay(one.id)
     if form == "json":
         _print({"rollout": one.id, "decisions": count, "mismatches": [asdict(each) for each in found]})
     else:
@@ -235,25 +235,23 @@ def _number(text: str) -> float | str:
 
 
 def _found(rollouts: Rollouts, name: str) -> Rollout:
-    """By its own name, or the latest of a model."""
-    own, of_model = (each for each in (None, rollouts.listed(name)))
-    return of_model[0] if of_model else rollouts.get(name)
+    """By its own name, which goes before a model's of the same name; or the latest of a model."""
+    named = [each for each in rollouts.listed() if each.id == name] or rollouts.listed(name)
+    return named[0] if named else rollouts.get(name)
 
 
 def _act(verb: str, name: str, folder: Path, by: str, why: str, form: str, *, dry_run: bool = False) -> None:
     with _rollouts(folder) as rollouts:
         before = _found(rollouts, name)
-        refs = _refs(rollouts)
         with attempt(rollouts.registry, dry_run):
             after = getattr(rollouts, verb)(before.id, by=by, why=why)
-            document = _document(rollouts, after)
+            document, champion = _document(rollouts, after), rollouts.registry.resolve(f"{after.model}@champion").ref
         if form == "json":
             _print(document | {"dry_run": dry_run})
             return
-        ends = {"promoted": before.candidate, "aborted": before.champion, "rolled_back": before.champion}
-        answers = f"{refs[ends[after.state]]} answers everybody" if after.state in ends else f"{refs[after.candidate]} answers {_share(after)}"
-        verb = "would be" if dry_run else "is"
-        click.echo(f"{after.id} {verb} {after.state.replace('_', ' ')}: {answers}." + (" Nothing was changed: --dry-run." if dry_run else ""))
+        answers = f"{document['candidate']} answers {100 * after.share:g} %" if after.open else f"{champion} answers everybody"
+        would, state = "would be" if dry_run else "is", after.state.replace("_", " ")
+        click.echo(f"{after.id} {would} {state}: {answers}.{'  Not done: --dry-run.' if dry_run else ''}")
 
 
 def _refs(rollouts: Rollouts) -> dict[str, str]:

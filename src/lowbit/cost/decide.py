@@ -144,7 +144,10 @@ def _without_bills(case: Case, usable: dict[str, Line]) -> Answer:
     assert best.least is not None, "only known ones were looked at"
     cut = 1 - best.least.value / before.value
     text = f"A million requests cost ${best.least.value:,.2f} with {best.name} and ${before.value:,.2f} today if no instance ever idles: "
-    return Answer("unknown", best.name, (f"{text}{percent(abs(cut))} {'less' if cut >= 0 else 'more'}.", BILL_UNKNOWN))
+    first = f"{text}{percent(abs(cut))} {'less' if cut >= 0 else 'more'}."
+    alone = case.today.busy_per_million_spot if best.spot and not case.today.spot else None
+    spot = (f"Spot alone would make it ${alone.value:,.2f} with today's model.",) if alone else ()
+    return Answer("unknown", best.name, (first, *spot, BILL_UNKNOWN))
 
 
 LOAD_UNKNOWN = "Whether fewer instances would do is not known, because the load or what one instance holds is not."

@@ -139,8 +139,8 @@ def line(
         on_spot,
         _per_million(on_demand, workload),
         _per_million(on_spot, workload),
-        _busy(deployment, price, request),
-        _busy(deployment, spot_price, request),
+        _busy(deployment, workload, price, request),
+        _busy(deployment, workload, spot_price, request),
         variant.cpu_seconds if variant else None,
         variant.kwh_per_million if variant else None,
         size,
@@ -206,10 +206,17 @@ def peak(workload: Workload, deployment: Deployment) -> Figure | None:
 
 def _load(deployment: Deployment, workload: Workload) -> Figure | None:
     """Requests that reach the model in the busiest second."""
-    found, cached = peak(workload, deployment), deployment.cache_hit_rate or workload.today.cache_hit_rate or NO_CACHE
+    found = peak(workload, deployment)
     if found is None:
         return None
-    return derived(lambda rate, hit: rate * (1 - hit), found, cached, unit="requests/s", note="peak × (1 − cache hit rate)")
+    return derived(
+        lambda rate, hit: rate * (1 - hit), found, _cached(deployment, workload), unit="requests/s", note="peak × (1 − cache hit rate)"
+    )
+
+
+def _cached(deployment: Deployment, workload: Workload) -> Figure:
+    """Share of the requests that a cache answers: today's, where nobody says that it goes."""
+    return deployment.cache_hit_rate or workload.today.cache_hit_rate or NO_CACHE
 
 
 def needed(load: Figure | None, capacity: Figure | None, least: int) -> Figure | None:
@@ -251,16 +258,15 @@ def _per_million(paid: Figure | None, workload: Workload) -> Figure | None:
     return derived(bill.per_million, paid, workload.requests_per_month, unit="USD/million", note="bill / requests")
 
 
-def _busy(deployment: Deployment, price: Figure | None, request: Figure | None) -> Figure | None:
+def _busy(deployment: Deployment, workload: Workload, price: Figure | None, request: Figure | None) -> Figure | None:
     call, batch, workers = _call_ms(deployment, request), deployment.batch, deployment.workers
     if price is None or call is None:
         return None
-    cached = deployment.cache_hit_rate or NO_CACHE
     return derived(
         lambda dollars, ms, hit: bill.at_rate(dollars, batch * workers / ms * 1e3) * (1 - hit),
         price,
         call,
-        cached,
+        _cached(deployment, workload),
         unit="USD/million",
         note="price × time of a call / its requests × (1 − cache hit rate): never idle",
     )

@@ -152,7 +152,7 @@ def read_workload(file: Path) -> Workload:
     try:
         raw = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeError) as error:
-        raise DataError(f"The workload {file} cannot be read: {why_not(error)}.", "Give a YAML file; `lowbit assess -h` says more.") from None
+        raise DataError(f"The workload {file} cannot be read: {why_not(error)}.", "Give a YAML file.") from None
     except yaml.YAMLError as error:
         raise DataError(f"{file.name} is no YAML: {why_not(error)}.", "See examples/assess/ for workloads.") from None
     return parse_workload(raw, file.name)

@@ -19,7 +19,7 @@ from lowbit.monitoring.windows import Window, latest, merged
 SPAN_S = 7 * DAY_S
 """Windows older than that are not looked at: a slow model's thousands of answers may take days to come."""
 AHEAD_S = 300.0
-"""Clocks of servers may differ by that much. What claims to be of later was written when a clock was wrong, and would be the latest for long."""
+"""Clocks of servers may differ by that much. What claims to be of later was written by a clock that was wrong: it is not the latest."""
 LEARN = 5_000
 """Rows of the first full window, where it has to stand in for the bundle's confidences: with fewer, distances to it are noise."""
 FIRST = 16

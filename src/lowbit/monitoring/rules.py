@@ -14,7 +14,7 @@ from lowbit.monitoring.windows import Window
 
 REVIEWED: tuple[Kind, ...] = ("confidence", "low_tail", "predictions", "inputs", "accuracy")
 """Kinds that open a review; errors and latency are for alerts: a person cannot accept them as normal."""
-SURE = 1e-4
+SURE = 1e-3
 """Of the interval that has to lie below what is allowed of accuracy: windows are looked at every minute, and one in forty 95 % intervals
 lies too low by chance."""
 

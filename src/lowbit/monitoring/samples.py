@@ -67,12 +67,13 @@ def blurred(array: Array) -> Array:
     """
     if array.dtype.kind != "f":
         raise UsageError("Only inputs of floating-point numbers can be blurred.", "Drop this one instead.")
-    if array.ndim < 2 or min(array.shape[-2:]) < 2:
+    last = array.ndim > 2 and array.shape[-1] <= CHANNELS < min(array.shape[-3:-1])
+    axes = (-3, -2) if last else (-2, -1)
+    if array.ndim < 2 or min(array.shape[axis] for axis in axes) < 2:
         mantissa, exponent = np.frexp(array)
         return np.ldexp(np.round(mantissa * 4) / 4, exponent).astype(array.dtype)
     found = array.astype(np.float64)
-    last = array.ndim > 2 and array.shape[-1] <= CHANNELS < min(array.shape[-3:-1])
-    for axis in (-3, -2) if last else (-2, -1):
+    for axis in axes:
         size = found.shape[axis]
         starts = np.arange(0, size, BLOCK)
         lengths = np.diff(np.append(starts, size))

@@ -192,4 +192,6 @@ def writing(what: str, where: str = "to the registry") -> Iterator[None]:
     except OSError as error:
         if error.errno in FULL:
             raise Interrupted(f"The disk is full: {what} was not written {where}.", "Free some space and run it again.") from error
-        raise UsageError(f"{what[:1].upper()}{what[1:]} could not be written {where}: {error.strerror}.", "Check who may write there.") from error
+        raise UsageError(
+            f"{what[:1].upper()}{what[1:]} could not be written {where}: {error.strerror}.", "Check who may write there."
+        ) from error

@@ -39,7 +39,7 @@ def check_out(blobs: Blobs, root: Path, digest: str) -> Path:
     files = listing_of(blobs, digest)
     target = root / digest
     for _ in range(3):  # another process may put its folder there, or take a damaged one away, at any time
-        if target.is_dir() and not target.is_symlink() and differing(target, files) is None:
+        if target.is_dir() and differing(target, files) is None:
             return target
         fresh = root / f".{uuid.uuid4().hex}"
         try:
@@ -77,6 +77,8 @@ def export(blobs: Blobs, digest: str, target: Path) -> None:
 
 def differing(folder: Path, files: Sequence[Listed]) -> str | None:
     """What in a checked-out folder is not as it was registered, in words; None if all is."""
+    if folder.is_symlink():
+        return "it is a link."
     there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()}
     expected = {file.path: file for file in files}
     if extra := sorted(there - expected.keys()):

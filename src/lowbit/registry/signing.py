@@ -56,7 +56,9 @@ def keygen(file: Path) -> Path:
             with os.fdopen(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
                 stream.write(content)
     except OSError as error:
-        raise UsageError(f"No key was written to {file}: {error.strerror}.", "Name a new file in a folder that can be written to.") from error
+        raise UsageError(
+            f"No key was written to {file}: {error.strerror}.", "Name a new file in a folder that can be written to."
+        ) from error
     public.chmod(0o644)
     return public
 

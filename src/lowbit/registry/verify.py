@@ -24,7 +24,6 @@ from lowbit.registry.listing import Listed
 from lowbit.registry.records import AliasEvent, AuditRow, ModelVersion, Problem
 from lowbit.registry.show import manifest_of
 
-
 _HEAD = re.compile("[0-9a-f]{8,64}")
 
 

@@ -41,9 +41,9 @@ class Arm:
         disagreed: Of those, rows whose first class differed.
         labelled: Rows whose true label came later.
         right: Of those, rows that were right.
-        busy_n: Rows whose cost was measured.
-        busy_s: Seconds of compute that they took.
-        busy_squares: Sum of the squares of those seconds, row by row.
+        busy_n: Requests whose cost was measured: those that ran alone.
+        busy_s: Sum of their seconds of compute per row.
+        busy_squares: Sum of the squares of these.
     """
 
     requests: int = 0

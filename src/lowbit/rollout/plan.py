@@ -22,7 +22,6 @@ worse by less than `margin`. Between the two nothing is shown yet, and that is w
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -258,7 +257,7 @@ def _seconds(name: str, raw: object) -> float:
         return parse_duration(raw)
     if isinstance(raw, bool) or not isinstance(raw, int | float):
         raise UsageError(f"{name} must be seconds, or a time such as 10m, not {raw!r}.")
-    return float(min(raw, 1e9))  # which is refused
+    return float(max(min(raw, 1e9), -1.0))  # no float is as large as a whole number can be; both ends are refused
 
 
 def _count(name: str, raw: object) -> int:

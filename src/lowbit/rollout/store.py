@@ -215,6 +215,11 @@ class Rollouts:
 
     # ── inside ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
+    def count(self, id: str) -> int:
+        """How many decisions were made; those that the audit log knows are counted even where they are gone."""
+        rows = self._rows("SELECT id FROM rollout_decisions WHERE rollout = ?", (id,))
+        return len({row["id"] for row in rows} | self._told(id).keys())
+
     def _told(self, id: str) -> dict[int, str]:
         """Decisions that the audit log knows of, with their digests: those that changed something."""
         bodies = [row.body for row in self.registry.audit(subject=id) if row.action in CONSEQUENCES]

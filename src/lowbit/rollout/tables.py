@@ -71,7 +71,8 @@ def rollout_of(row: sqlite3.Row) -> Rollout:
         rollout = Rollout(**{**values, "plan": Plan.from_json(json.loads(values["plan"]))})
         if not 0 <= rollout.step < len(rollout.plan.steps):
             raise ValueError("no such step")
-        _numbers(rollout.share, rollout.step_since, rollout.started, rollout.ended or 0.0, rollout.paused_at or 0.0)
+        times = (rollout.step_since, rollout.started, rollout.ended, rollout.paused_at)
+        _numbers(rollout.share, *(each for each in times if each is not None))
         return rollout
 
 

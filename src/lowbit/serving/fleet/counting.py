@@ -62,6 +62,11 @@ class ArmCount:
         self._requests += 1
         self._errors += 1
 
+    def left(self, seconds: float) -> None:
+        """A client went away before its answer: that took longer than so many seconds. Else nobody would see what nobody waits for."""
+        self._requests += 1
+        self._seconds[bisect_right(EDGES_S, seconds)] += 1
+
     def shadowed(self, rows: int, disagreed: int) -> None:
         """Rows were answered again at full precision, and so many had another class."""
         self._shadowed += rows

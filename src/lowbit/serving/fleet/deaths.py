@@ -57,7 +57,7 @@ class Deaths:
     def beat(self) -> None:
         """Still alive: the file's time tells later when that was last so."""
         for held in list(self._held.values()):
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, ValueError):  # it may be let go just now, on the event loop
                 held.write(b".")
                 held.flush()
 

@@ -16,7 +16,7 @@ from time import monotonic
 from typing import Any
 
 from lowbit.errors import LowbitError, UsageError
-from lowbit.registry.records import ModelVersion
+from lowbit.registry.records import CHAMPION, ModelVersion
 from lowbit.registry.registry import Registry
 from lowbit.rollout.store import Rollouts
 from lowbit.serving.fleet.counting import CRASHED, OUT_OF_MEMORY, StepCount, out_of_memory
@@ -121,7 +121,7 @@ class Follower(Observer):
 
     async def _look(self) -> None:
         seen = await self._reading.run(self.registry.changes)
-        late = any(monotonic() - at > AGAIN_S for model in self.models.values() for at, _ in model.failed.values())
+        late = any(self._may_try(model, digest) for model in self.models.values() for digest in model.failed)
         if seen == self._seen and not late:
             return
         for model in self.models.values():
@@ -196,8 +196,10 @@ class Follower(Observer):
                 await self._bring(model, version)
             else:
                 async with self._loads:
-                    if model.want.rollout is not None and model.want.canary == version:
-                        await asyncio.to_thread(self.deaths.begin, model.want.rollout)
+                    if (rollout := model.want.rollout) is not None and model.want.canary == version:
+                        await asyncio.to_thread(self.deaths.begin, rollout)
+                        if model.want.rollout != rollout:
+                            self.deaths.end(rollout)  # it ended meanwhile, before there was anything to let go
                     await self._bring(model, version)
         except Exception as error:  # whatever it is, the others go on
             why = _why(error)
@@ -242,11 +244,14 @@ class Follower(Observer):
         """Of a model's requests that name no version, what goes to which digest now."""
         return self.models[name].shares(self._service.models.get(name))
 
-    async def roll_back(self, name: str, by: str, why: str) -> dict[str, Any]:
-        """Takes back what a model's traffic suffers from: the rollout that runs, else the champion's last move.
+    async def roll_back(self, name: str, version: str, by: str, why: str) -> dict[str, Any]:
+        """Takes a version back that a model's traffic suffers from: a candidate by ending its rollout, the champion by its last move.
+
+        What the registry says counts, not what answers here: others may have taken it back a moment ago, and that must not be done twice.
 
         Args:
             name: Of the model, in addresses.
+            version: That is to answer no more.
             by: Who wants it.
             why: For the audit log.
 
@@ -258,16 +263,9 @@ class Follower(Observer):
         """
         if (found := self.models.get(name)) is None:
             raise UsageError(f"Model '{name}' does not come from a registry.", "Load the bundle that it had before.")
-        model = found.followed.parsed.model
-
-        def work() -> dict[str, Any]:
-            running = self.rollouts.running(model)
-            if running is not None:
-                return {"rollout": running.id, "state": self.rollouts.abort(running.id, by=by, why=why).state}
-            event = self.registry.rollback(model, by=by, why=why)
-            return {"alias": event.alias, "before": event.before, "after": event.after, "event": event.id}
-
-        done = await asyncio.to_thread(work)
+        if not found.followed.rolls:
+            raise UsageError(f"'{name}' is served as {found.followed.ref}, which is not the champion.", "Move that with `lowbit registry`.")
+        done = await asyncio.to_thread(taken_back, self.registry, self.rollouts, found.followed.parsed.model, version, by=by, why=why)
         self._hurry()
         return done
 
@@ -281,6 +279,20 @@ class Follower(Observer):
             if str(each.number) == version:
                 arm.labelled(right=right)
                 counts.changed = True
+
+
+def taken_back(registry: Registry, rollouts: Rollouts, model: str, version: str, *, by: str, why: str) -> dict[str, Any]:
+    """See `Follower.roll_back`. Reads and writes the disk."""
+    running, champion, done = rollouts.running(model), registry.aliases(model).get(CHAMPION), dict[str, Any]()
+    tried = None if running is None else {each.digest: each for each in registry.versions(model)}[running.candidate]
+    if champion is not None and str(champion.number) == version:
+        event = registry.rollback(model, by=by, why=why)
+        done = {"alias": event.alias, "before": event.before, "after": event.after, "event": event.id}
+    elif tried is None or str(tried.number) != version:
+        return {"said": f"Version {version} is neither the champion nor tried any more: nothing was changed."}
+    if running is not None:  # also a comparison with a champion that is none any more
+        done |= {"rollout": running.id, "state": rollouts.abort(running.id, by=by, why=why).state}
+    return done
 
 
 @contextlib.asynccontextmanager
@@ -303,8 +315,10 @@ async def following(
     try:
         await follower.begin(followed)
         running = logs.logged("following the registry has ended", follower.run())
-        yield follower
-        running.cancel()
+        try:
+            yield follower
+        finally:
+            running.cancel()
     finally:
         await follower.close()
 

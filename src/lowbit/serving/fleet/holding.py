@@ -1,12 +1,14 @@
 """While a person is asked about a version that answers, no rollout of its model moves on; its guardrails go on, and may still end it.
 
 The review says so itself (`policy: hold`). A person who resumes the rollout has answered for the reviews that were open by then.
+Several servers of one state folder do the same, and read it a few seconds apart: whoever has not seen why a rollout waits leaves it alone.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from time import monotonic
 from typing import TYPE_CHECKING, Literal
 
 from lowbit.errors import UsageError
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 BY = "review"
 """Who pauses and resumes, in the rollout's history."""
+READ_S = 30.0
+"""By then a server has read the reviews for which another one paused; it resumes where there are none, as the other may have ended."""
 
 
 class Holding:
@@ -35,6 +39,7 @@ class Holding:
         """
         self._rollouts, self._models, self._reviews = rollouts, models, reviews
         self._known: set[str] = set()
+        self._since: dict[str, float] = {}  # when a rollout was first seen to wait for nothing that is open here
 
     def beat(self) -> None:
         """Pauses what has to wait, and resumes what waits no more. In a thread."""
@@ -50,7 +55,11 @@ class Holding:
 
     def _one(self, id: str, reviews: list[Review]) -> None:
         rollout = self._rollouts.get(id)
-        wish = wanted(rollout, reviews, self._known)
+        held = any(each.policy == "hold" for each in reviews)
+        since = self._since.setdefault(id, monotonic())
+        if held or rollout.state != "paused":
+            del self._since[id]
+        wish = wanted(rollout, reviews, self._known, monotonic() - since)
         if wish == "pause":
             self._rollouts.pause(id, by=BY, why=f"A person is asked: {', '.join(f'{each.kind} ({each.id})' for each in reviews)}.")
         elif wish == "resume":
@@ -60,17 +69,19 @@ class Holding:
         self._known |= {each.id for each in reviews}
 
 
-def wanted(rollout: Rollout, reviews: Iterable[Review], known: Iterable[str]) -> Literal["pause", "resume"] | None:
+def wanted(rollout: Rollout, reviews: Iterable[Review], known: Collection[str], waited_s: float) -> Literal["pause", "resume"] | None:
     """What follows from the open reviews of the versions that a rollout is about. Pure.
 
     Args:
         rollout: As it is.
         reviews: Open.
         known: Ids of those that were seen before: who resumed since has answered for them.
+        waited_s: For so long it has been seen to wait while nothing was open.
     """
     holding = {review.id for review in reviews if review.policy == "hold"}
     if rollout.state == "running" and holding - set(known):
         return "pause"
-    if rollout.state == "paused" and rollout.by == BY and not holding:
+    mine = any(f"({id})" in rollout.why for id in known)
+    if rollout.state == "paused" and rollout.by == BY and not holding and (mine or waited_s >= READ_S):
         return "resume"
     return None

@@ -52,6 +52,7 @@ class Shadowing:
 
     Attributes:
         dropped: Requests that found no room.
+        failed: Whose run at full precision failed.
     """
 
     def __init__(self, busy: Callable[[], bool], seed: int | None = None) -> None:
@@ -61,7 +62,7 @@ class Shadowing:
             busy: Whether requests are inside.
             seed: Of the choice by chance.
         """
-        self.dropped = 0
+        self.dropped = self.failed = 0
         self._busy, self._chance = busy, random.Random(seed).random
         self._kept: deque[_Kept] = deque()
         self._bytes = 0
@@ -109,7 +110,11 @@ class Shadowing:
             await _mirrored(trial, trial.mirrored, kept.inputs)
         if kept.predicted is None or kept.side.reader is None:
             return
-        outputs = await _ran(trial, kept.side.variant(FULL), kept.inputs)
+        try:
+            outputs = await _ran(trial, kept.side.variant(FULL), kept.inputs)
+        except Refusal:  # there is nothing to compare with
+            self.failed += 1
+            return
         if outputs is not None:
             differ = int(np.count_nonzero(kept.side.reader.top(outputs.outputs)[1] != kept.predicted))
             trial.counts.shadowed(kept.side is trial.champion, len(kept.predicted), differ)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from lowbit.rollout.desired import assigned
 from lowbit.serving.answer.answered import Answered
-from lowbit.serving.fleet.counting import NOT_A_NUMBER, StepCount, has_nan
-from lowbit.serving.protocol.refusals import NotServed, Refusal
+from lowbit.serving.fleet.counting import NOT_A_NUMBER, ArmCount, StepCount, has_nan
+from lowbit.serving.protocol.refusals import NotServed, Refusal, TooLate
 from lowbit.serving.watch import logs
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class Trial:
         elif side is not self.canary:
             return side, await work(side)
         elif prepared and not self.alike:
-            found = await self._alone(request, work, start, rows)
+            found = await self._alone(request, work, start, rows, deadline)
         else:
             side, found = await self._covered(work, start, rows, deadline, covered)
         if self.shadowing is not None and found.batch:
@@ -103,6 +103,9 @@ class Trial:
                 self.counts.baseline.failed()
                 self.counts.changed = True
             raise
+        except asyncio.CancelledError:
+            self._left(self.counts.baseline, start)
+            raise
         self.counts.baseline.answered(found, perf_counter() - start, rows)
         self.counts.changed = True
         return found
@@ -112,24 +115,45 @@ class Trial:
         assert canary is not None, "nobody is assigned to it"
         try:
             found = await work(canary)
-            if has_nan(found.outputs):
-                raise NotANumber("The candidate's answer is not a number.")
-        except NotANumber:
-            raise
         except Refusal as refusal:
             if refusal.status >= FAULTS:
                 self.counts.canary_failed(refusal.message, ran=refusal.status == FAULTS)
             raise
+        except asyncio.CancelledError:
+            self._left(self.counts.canary, start)
+            raise
+        if has_nan(found.outputs):
+            raise NotANumber(found, perf_counter() - start)
         self.counts.canary_answered(found, perf_counter() - start, rows)
         return found
 
-    async def _alone(self, request: InferRequest, work: Work, start: float, rows: int) -> Answered:
+    def _left(self, arm: ArmCount, start: float) -> None:
+        arm.left(perf_counter() - start)
+        self.counts.changed = True
+
+    async def _soon(self, work: Work, start: float, rows: int, deadline: float) -> Answered | None:
+        """The candidate's answer; None where it takes too long: it still counts, with the time that it took."""
+        loop = asyncio.get_running_loop()
+        trying = loop.create_task(self._canary(work, start, rows))
+        try:
+            done, _ = await asyncio.wait((trying,), timeout=ALONE * (deadline - loop.time()))
+        except asyncio.CancelledError:
+            trying.cancel()
+            raise
+        if done:
+            return trying.result()
+        trying.add_done_callback(_seen)
+        logs.warn("the candidate takes long: the champion answers", model=self.champion.name, rollout=self.counts.rollout)
+        return None
+
+    async def _alone(self, request: InferRequest, work: Work, start: float, rows: int, deadline: float) -> Answered:
         """The candidate's answer, or a refusal that says who may be asked instead."""
         try:
-            return await self._canary(work, start, rows)
+            if (found := await self._soon(work, start, rows, deadline)) is None:
+                raise TooLate("The candidate takes too long.")
+            return found
         except NotANumber as refusal:
-            if not has_nan(request.inputs):
-                self._broken()
+            self._judge(refusal, has_nan(request.inputs), rows)
             refusal.elsewhere = self.champion
             raise
         except Refusal as refusal:
@@ -137,9 +161,13 @@ class Trial:
                 refusal.elsewhere = self.champion
             raise
 
-    def _broken(self) -> None:
-        self.counts.canary_failed("", ran=False)
-        self.counts.stop(NOT_A_NUMBER)
+    def _judge(self, refusal: NotANumber, excused: bool, rows: int) -> None:
+        """Counts an answer that is not a number: no fault of the candidate's where the inputs are to blame."""
+        if excused:
+            self.counts.canary_answered(refusal.found, refusal.seconds, rows)
+        else:
+            self.counts.canary_failed("", ran=False)
+            self.counts.stop(NOT_A_NUMBER)
 
     @cached_property
     def alike(self) -> bool:
@@ -150,39 +178,30 @@ class Trial:
         return one == other
 
     async def _covered(self, work: Work, start: float, rows: int, deadline: float, covered: Covered) -> tuple[Deployment, Answered]:
-        """The candidate's answer; where it fails, or takes too long, the champion's. A slow one still counts with the time that it took."""
+        """The candidate's answer; where it fails, or takes too long, the champion's."""
         canary = self.canary
         assert canary is not None, "nobody is assigned to it"
-        loop = asyncio.get_running_loop()
-        trying = loop.create_task(self._canary(work, start, rows))
         try:
-            done, _ = await asyncio.wait((trying,), timeout=ALONE * (deadline - loop.time()))
-        except asyncio.CancelledError:
-            trying.cancel()
-            raise
-        if not done:
-            trying.add_done_callback(_seen)
-            logs.warn("the candidate takes long: the champion answers", model=canary.name, version=canary.version)
-            return self.champion, await work(self.champion)
-        try:
-            return canary, trying.result()
+            mine = await self._soon(work, start, rows, deadline)
         except NotANumber as refusal:
             covered(canary, refusal, perf_counter() - start)
             found = await work(self.champion)
-            if has_nan(found.outputs):  # no fault of the candidate's: the inputs are
-                self.counts.canary_answered(found, perf_counter() - start, rows)
-            else:
-                self._broken()
+            self._judge(refusal, has_nan(found.outputs), rows)
             return self.champion, found
         except Refusal as refusal:
             if refusal.status < FAULTS and not isinstance(refusal, NotServed):
                 raise
             covered(canary, refusal, perf_counter() - start)
             return self.champion, await work(self.champion)
+        return (canary, mine) if mine is not None else (self.champion, await work(self.champion))
 
 
 class NotANumber(Refusal):
-    """What the candidate answered cannot be used."""
+    """What the candidate answered, after so many seconds, cannot be used."""
+
+    def __init__(self, found: Answered, seconds: float) -> None:
+        super().__init__("The candidate's answer is not a number.")
+        self.found, self.seconds = found, seconds
 
 
 def _seen(task: asyncio.Future[Answered]) -> None:

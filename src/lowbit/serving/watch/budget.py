@@ -49,7 +49,7 @@ class Budget:
         """
         until = now - LATE_S
         new = [_light(window) for window in store.windows(since=max(self._seen, now - SPAN_S)) if window.until <= until]
-        self._seen = until
+        self._seen = max(self._seen, until)  # a clock that was put back makes no window count twice
         kept = [each for each in (*self._windows, *new) if each.until > now - SPAN_S]
         old = [each for each in kept if each.until <= now - RECENT_S]
         recent = [each for each in kept if each.until > now - RECENT_S]

@@ -206,7 +206,8 @@ class Keeper:
         try:
             return await self._do(work, store)
         except (sqlite3.Error, OSError) as error:
-            raise Unavailable(f"The state folder cannot be used now: {error}.", retry_after_s=5) from error
+            why = error.strerror if isinstance(error, OSError) else error  # no path
+            raise Unavailable(f"The state folder cannot be used now: {why}.", retry_after_s=5) from error
 
     async def bills(self) -> dict[str, Any]:
         """What `GET /v1/cost` shows."""

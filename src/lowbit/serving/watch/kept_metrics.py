@@ -43,7 +43,7 @@ class KeptFacts(Collector):
             return found
         found["lowbit_alerts_total"] = {pair: float(n) for pair, n in self._keeper.alerts.counts().items()}
         found["lowbit_samples_kept"] = {(model,): float(rows) for model, rows in books.samples.items()}
-        found["lowbit_labels_total"] = {(*key, str(right).lower()): float(n) for (key, right), n in books.labels.items()}
+        found["lowbit_labels_total"] = {(*key, str(right).lower()): float(n) for (key, right), n in dict(books.labels).items()}
         found["lowbit_reviews_open"] = self._reviews()
         for key, look in books.looks.items():
             for name, labels, value in _seen(key, look):

@@ -52,10 +52,7 @@ def _mount_admin(pages: Pages, answers: Answers) -> None:
 
 def _mount_questions(pages: Pages, questions: Questions, keyed: bool) -> None:
     async def listed(asked: Asked) -> Page:
-        limit = asked.query.get("limit", "50")
-        if not (limit.isascii() and limit.isdigit() and len(limit) < 5):
-            raise Malformed("The limit must be from 1 to 1000.")
-        found = await questions.listed(state=asked.query.get("state", "open"), model=asked.query.get("model"), limit=int(limit))
+        found = await questions.listed(state=asked.query.get("state", "open"), model=asked.query.get("model"), limit=asked.limit())
         return Page({"questions": found})
 
     async def one(asked: Asked) -> Page:

@@ -33,13 +33,14 @@ def mount(pages: Pages, keeper: Keeper, service: Service) -> None:
     async def feedback(asked: Asked) -> Page:
         if keeper.predictions is None:
             raise NotServed(NO_FEEDBACK)
-        labels, by = labels_of(asked.json())
+        given, by = labels_of(asked.json())
         names = _names(service)
+        labels = [(request_id, class_of(label, names)) for request_id, label in given]  # all of them, before any is written
         joined: list[Joined] = []
         unknown: list[str] = []
         for request_id, label in labels:
             try:
-                found = await keeper.label(request_id, class_of(label, names), by)
+                found = await keeper.label(request_id, label, by)
             except UsageError as error:
                 raise Malformed(f"Request '{request_id}': {' '.join(filter(None, (error.message, error.hint)))}") from error
             joined.extend(found)

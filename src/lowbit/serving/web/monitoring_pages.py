@@ -31,8 +31,8 @@ from lowbit.serving.watch.keeping import Keeper
 from lowbit.serving.web import feedback_pages
 from lowbit.serving.web.pages import Asked, Page, Pages
 
-Rollback = Callable[[str, str, str], Awaitable[Mapping[str, Any]]]
-"""(model, who, why) -> what was done, for the answer; it takes the version before back, and doing it twice is doing it once.
+Rollback = Callable[[str, str, str, str], Awaitable[Mapping[str, Any]]]
+"""(model, version, who, why) -> what was done, for the answer; it takes the version before back, and doing it twice is doing it once.
 
 Raises:
     LowbitError: there is none.
@@ -106,7 +106,7 @@ def _mount_windows(pages: Pages, keeper: Keeper) -> None:
     rules = Rules(sla=keeper.settings.sla)
 
     async def windows(asked: Asked) -> Page:
-        model, limit = asked.query.get("model"), limit_of(asked)
+        model, limit = asked.query.get("model"), asked.limit()
         latest = [latest_shown(key, look) for key, look in keeper.books.looks.items() if model in (None, key.model)]
         return Page({"windows": await keeper.ask(lambda store: windows_shown(store, rules, model, limit)), "latest": latest})
 
@@ -163,7 +163,7 @@ def _mount_reviews(pages: Pages, keeper: Keeper, service: Service, keyed: bool, 
     turn = asyncio.Lock()
 
     async def listed(asked: Asked) -> Page:
-        state, model, limit = asked.query.get("state") or None, asked.query.get("model"), limit_of(asked)
+        state, model, limit = asked.query.get("state") or None, asked.query.get("model"), asked.limit()
         state = None if state == "all" else state
         found = await _asked(keeper, lambda store: store.reviews.listed(state, model=model, limit=limit))
         return Page({"reviews": [review.to_json() for review in found]})
@@ -216,7 +216,7 @@ async def _answered(
         raise Refused(NO_REGISTRY)
     if found.key.version in service.answering(found.key.model):
         try:
-            done = await rollback(found.key.model, by, why or f"review {found.id}")
+            done = await rollback(found.key.model, found.key.version, by, why or f"review {found.id}")
         except LowbitError as error:
             raise Refused(" ".join(filter(None, (error.message, error.hint)))) from error
     else:
@@ -248,15 +248,3 @@ async def _asked(keeper: Keeper, work: Callable[[Monitoring], Any]) -> Any:
         return await keeper.ask(work)
     except UsageError as error:
         raise Malformed(" ".join(filter(None, (error.message, error.hint)))) from None
-
-
-def limit_of(asked: Asked) -> int:
-    """How many are asked for.
-
-    Raises:
-        Malformed: no number from 1 to 1000.
-    """
-    text = asked.query.get("limit", "50")
-    if not (text.isascii() and text.isdigit() and len(text) <= 4 and 1 <= int(text) <= 1000):
-        raise Malformed("The limit must be from 1 to 1000.")
-    return int(text)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 MOST_BODY = 1 << 20
 """Bytes that a page is sent: flags, answers of people."""
+MOST = 1000
+"""Things that a page lists."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,17 @@ class Asked:
         if not isinstance(document, dict):
             raise Malformed("The body must be a JSON object.")
         return document
+
+    def limit(self, usual: int = 50) -> int:
+        """How many are asked for.
+
+        Raises:
+            Malformed: no number from 1 to 1000.
+        """
+        text = self.query.get("limit", str(usual))
+        if not (text.isascii() and text.isdigit() and len(text) <= 4 and 1 <= int(text) <= MOST):
+            raise Malformed(f"The limit must be from 1 to {MOST}.")
+        return int(text)
 
 
 @dataclass(frozen=True)

@@ -14,19 +14,19 @@ What changes something is there only with API keys. The registry knows models by
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from lowbit.errors import UsageError
-from lowbit.serving.protocol.refusals import Conflicting, Malformed, NotServed
+from lowbit.errors import LowbitError, UsageError
+from lowbit.serving.protocol.refusals import Conflicting, Malformed, NotServed, Unavailable
 from lowbit.serving.web.pages import Asked, Page, Pages
 from lowbit.serving.web.registry_documents import DECISIONS, Shown
 
 if TYPE_CHECKING:
     from lowbit.serving.fleet.follower import Follower
 
-MOST = 1000
 NONE = "This server has no registry: start it with `lowbit serve NAME --registry DIR`."
 
 
@@ -44,9 +44,9 @@ def mount(pages: Pages, follower: Follower | None, *, keyed: bool) -> None:
         return
     shown = Shown(follower)
     pages.add("GET", "/v1/registry", _in_thread(lambda _: {"models": shown.models()}))
-    pages.add("GET", "/v1/registry/audit", _in_thread(lambda asked: shown.audit(_limit(asked))))
+    pages.add("GET", "/v1/registry/audit", _in_thread(lambda asked: shown.audit(asked.limit())))
     pages.add("GET", "/v1/rollouts", _in_thread(lambda _: {"rollouts": shown.rollouts()}))
-    pages.add("GET", "/v1/rollouts/{id}", _in_thread(lambda asked: shown.rollout(asked.path["id"], _limit(asked, DECISIONS))))
+    pages.add("GET", "/v1/rollouts/{id}", _in_thread(lambda asked: shown.rollout(asked.path["id"], asked.limit(DECISIONS))))
     if keyed:
         done = Done(follower, shown)
         pages.add("POST", "/v1/registry/{model}", _in_thread(done.move))
@@ -76,13 +76,10 @@ def _kind(work: Callable[[Asked], Mapping[str, Any]], asked: Asked) -> Mapping[s
         raise Conflicting(str(error)) from error
     except UsageError as error:
         raise Malformed(str(error)) from error
-
-
-def _limit(asked: Asked, usual: int = 50) -> int:
-    limit = asked.query.get("limit", str(usual))
-    if not (limit.isascii() and limit.isdigit() and 0 < int(limit[:5]) <= MOST):
-        raise Malformed(f"The limit must be from 1 to {MOST}.")
-    return int(limit)
+    except LowbitError as error:  # what is there is not what it should be
+        raise Conflicting(str(error)) from error
+    except (sqlite3.Error, OSError) as error:
+        raise Unavailable("The registry cannot be used now.", retry_after_s=5) from error
 
 
 class Done:
