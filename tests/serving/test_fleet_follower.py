@@ -7,7 +7,6 @@ import contextlib
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -216,18 +215,32 @@ def test_labels_count_for_their_side_while_a_rollout_runs(case: Case, other: Any
     )
 
 
-def test_rolling_back_ends_the_rollout_first_and_then_the_champion(case: Case, other: Any) -> None:
+def test_rolling_back_takes_back_the_version_that_is_meant(case: Case, other: Any, tmp_path: Path) -> None:
     async def work() -> None:
-        async with followed(case) as (_, follower):
-            back = partial(follower.roll_back, "tiny", "ada", "it drifts")
+        async with followed(case, Followed("tiny"), Followed("tiny@2", "pinned")) as (_, follower):
+
+            def back(version: str, name: str = "tiny") -> Any:
+                return follower.roll_back(name, version, "ada", "it drifts")
+
             with pytest.raises(UsageError):
-                await back()  # there was nothing before
+                await back("2")  # there was nothing before
             rollout = case.start(other)
-            assert await back() == {"rollout": rollout.id, "state": "aborted"}
+            with pytest.raises(UsageError):
+                await back("2")
+            assert case.rollouts.get(rollout.id).open  # what failed has changed nothing
+            assert await back("3") == {"rollout": rollout.id, "state": "aborted"}
+            assert "nothing was changed" in (await back("3"))["said"]
             case.registry.promote(other, by=BY, why="a test")
-            assert (await back())["after"] == case.registry.resolve("tiny@2").digest
+            later = case.start(case.push(tiny_bundle(tmp_path / "third" / "tiny", note="third")))
+            done = await back("3")
+            assert (done["after"], done["rollout"], done["state"]) == (case.registry.resolve("tiny@2").digest, later.id, "aborted")
+            assert "nothing was changed" in (await back("3"))["said"]  # another server was quicker: the one before stays
+            with pytest.raises(UsageError, match="gone back to already"):
+                await back("2")
             with pytest.raises(UsageError, match="does not come from a registry"):
-                await follower.roll_back("elsewhere", "ada", "no")
+                await back("2", "elsewhere")
+            with pytest.raises(UsageError, match="is served as tiny@2"):
+                await back("2", "pinned")
 
     asyncio.run(work())
     assert case.registry.resolve("tiny").number == 2

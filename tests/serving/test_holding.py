@@ -14,6 +14,7 @@ from serving_case import tiny_bundle
 from lowbit.monitoring.reviews import Review
 from lowbit.monitoring.tally import Key
 from lowbit.rollout.desired import desired
+from lowbit.serving.fleet import holding as room
 from lowbit.serving.fleet.holding import Holding
 
 
@@ -68,3 +69,26 @@ def test_a_rollout_waits_for_the_answer_and_for_nothing_else(case: Case, tmp_pat
     case.rollouts.abort(rollout.id, by=BY)
     reviews.append(review("g", candidate.number))
     assert state() == "aborted"
+
+
+def test_a_server_that_has_not_read_the_review_yet_lets_nothing_go_on(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rollout = case.start(case.push(tiny_bundle(tmp_path / "new" / "tiny", note="new")))
+    want = desired(case.registry, case.rollouts, "tiny")
+    mine, others = [review("a", want.champion.number)], list[Review]()
+    knows, late = (Holding(case.rollouts, {"served": Followed(want)}, reviews) for reviews in (lambda: mine, lambda: others))  # type: ignore[dict-item]
+    for each in (knows, late, knows, late):
+        each.beat()
+        assert case.rollouts.get(rollout.id).state == "paused"
+    others[:] = mine
+    late.beat()
+    others.clear()
+    late.beat()  # it has seen that there was one, and that there is none any more
+    assert case.rollouts.get(rollout.id).state == "running"
+
+    mine.append(review("b", want.champion.number))
+    knows.beat()
+    late.beat()
+    assert case.rollouts.get(rollout.id).state == "paused"
+    monkeypatch.setattr(room, "READ_S", 0.0)  # the one that knew has ended, and the review was answered meanwhile
+    late.beat()
+    assert case.rollouts.get(rollout.id).state == "running"

@@ -76,7 +76,7 @@ def gcp(service: Metadata, method: str, path: str, headers: dict[str, str]) -> A
         return 404, ""
     if "wait_for_change=true" in path:
         assert "last_etag=7" in path
-        service.going.wait(10)
+        service.going.wait(0.5)
     return 200, "TRUE" if service.going.is_set() else "FALSE", {"ETag": "7"}
 
 

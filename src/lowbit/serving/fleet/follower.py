@@ -287,6 +287,8 @@ def taken_back(registry: Registry, rollouts: Rollouts, model: str, version: str,
     tried = None if running is None else {each.digest: each for each in registry.versions(model)}[running.candidate]
     if champion is not None and str(champion.number) == version:
         event = registry.rollback(model, by=by, why=why)
+        if event.after == champion.digest:
+            raise UsageError(f"Version {version} is what was gone back to already.", "Promote another version instead.")
         done = {"alias": event.alias, "before": event.before, "after": event.after, "event": event.id}
     elif tried is None or str(tried.number) != version:
         return {"said": f"Version {version} is neither the champion nor tried any more: nothing was changed."}

@@ -74,6 +74,7 @@ class Keeper:
             budget=None if settings.sla is None else Budget(settings.sla, self.alerts.send),
             tell=lambda review: self.alerts.send(Alert.of(review)),
         )
+        self._redacted: dict[str, frozenset[str]] = {}  # inputs of each model, as its first version had them
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="lowbit-monitoring")
         self._task: asyncio.Task[None] | None = None
 
@@ -107,6 +108,16 @@ class Keeper:
     def meet(self, deployment: Deployment) -> None:
         """Keeps what its variants are compared with. Reads the disk: to be called in a thread, right after it was loaded."""
         self.books.meet(deployment)
+        self._redact(deployment)
+
+    def _redact(self, deployment: Deployment) -> None:
+        """A later version whose inputs have other names must not let through what was to be redacted: its inputs are not kept."""
+        redaction, names = self.settings.redaction, {info.name: info.dtype for info in deployment.inputs}
+        mine = (redaction.drop | redaction.blur) & names.keys()
+        lacking = self._redacted.setdefault(deployment.name, mine) - mine
+        if self.sampler is not None and (lacking or any(not names[name].startswith("float") for name in mine & redaction.blur)):
+            self.sampler.left_out.add((deployment.name, deployment.version))
+            logs.warn("its inputs are not kept: they are not those that are redacted", model=deployment.name, version=deployment.version)
 
     def check(self, deployments: Iterable[Deployment]) -> None:
         """Compares what is to be redacted with what comes in: a name that is written wrong must not let an input through.

@@ -89,17 +89,24 @@ class Taken:
 
 
 class Sampler(Observer):
-    """Holds on to the inputs of a share of requests."""
+    """Holds on to the inputs of a share of requests.
+
+    Attributes:
+        share: Of requests.
+        left_out: (model, version) whose inputs must not be kept.
+        waiting: For the disk.
+    """
 
     def __init__(self, share: float, seed: int | None = None) -> None:
         """Of that share, chosen by chance."""
         self.share = share
+        self.left_out: set[tuple[str, str]] = set()
         self.waiting: Backlog[Taken] = Backlog(SAMPLES, SAMPLE_BYTES)
         self._chance = random.Random(seed).random
 
     def answered(self, deployment: Deployment, request: InferRequest, caller: Caller, found: Answered, seconds: float) -> None:  # noqa: ARG002
         """One more, perhaps."""
-        if self._chance() >= self.share:
+        if self._chance() >= self.share or (deployment.name, deployment.version) in self.left_out:
             return
         size = sum(array.nbytes for array in request.inputs.values()) + RECORD_BYTES
         self.waiting.add(Taken(deployment.name, deployment.version, caller.request_id, time.time(), request.inputs), size)
