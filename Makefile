@@ -6,14 +6,15 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 export HF_HUB_OFFLINE := 1
 
 MINUTES ?= 30
+WORKERS ?= 2
 
 .PHONY: demo test lint bench soak full ray clients mlflow docs clean
 
 demo: $(VENV)/.all  ## optimize the built-in model on the built-in images
 	$(BIN)/lowbit demo --out build/demo
 
-test: $(VENV)/.dev  ## everything that needs no GPU and no network
-	$(BIN)/python -m pytest
+test: $(VENV)/.dev  ## everything that needs no GPU and no network, in WORKERS processes
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 lint: $(VENV)/.dev  ## style and types
 	$(BIN)/ruff check src tests benchmarks examples docs

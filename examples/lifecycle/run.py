@@ -37,12 +37,13 @@ PLAN = """
 steps: [20%, 50%, 100%]  # a distribution of confidences needs its 2,000 answers: at 1 % that would take a day of this traffic
 step_s: 2
 min_requests: 2000
-deadline_s: 60
+deadline_s: 300  # 2,000 answers take some seconds, or minutes on a machine that has much else to do
 look_s: 1
 shadow: 5%
 """
 BAD = ("wrong", "shifted", "slow", "crashing")
-WAIT_S = 90.0
+WAIT_S = 960.0
+"""For a rollout, all its deadlines and a little; a quiet machine needs a few seconds of it."""
 
 
 @dataclass
@@ -178,7 +179,8 @@ def live(work: Path, story: Story) -> None:
                 story.expect(found["state"] == "rolled_back", f"{kind} is rolled back")
             story.facts["healthy"] = found = roll_out(registry, plan, small, story)
             story.expect(found["state"] == "promoted", "the healthy version is promoted")
-            story.facts["rollback_s"] = back(registry, full, crowd, story)
+            if found["state"] == "promoted":
+                story.facts["rollback_s"] = back(registry, full, crowd, story)
         report(crowd, story)
     checked = lowbit("registry", "verify", "--registry", registry)
     story.expect(not checked["problems"], "the registry and its audit log verify")

@@ -116,7 +116,7 @@ def test_recalibration_is_asked_for(shell: Runner, state: Path) -> None:
 
 def test_a_rollback_without_a_registry_says_so(shell: Runner, state: Path) -> None:
     out = run(shell, "reviews", "rollback", state, first(shell, state), "--by", "ann").out
-    assert "rolled back by ann. No registry was given" in out
+    assert "Nothing was rolled back, because no registry was given" in out
 
 
 def test_a_rollback_that_fails_leaves_the_review_open(shell: Runner, state: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from cli_runner import Shell, lowbit
 from registry_case import MODEL, bundle
 
+from lowbit.cli.registry_tables import _one_line
 from lowbit.registry.registry import Registry
 
 Run = Callable[..., Shell]
@@ -176,3 +177,7 @@ def test_a_dry_run_changes_nothing_and_says_what_would_be(filled: Run) -> None:
     assert (found["changed"], found["dry_run"], found["head"]) == (False, True, before["head"])
     assert filled("promote", f"{MODEL}@1", "--dry-run").out == f"{MODEL}@champion: {MODEL}@2 → {MODEL}@1  not done: --dry-run\n"
     assert document(filled("audit", "--output", "json")) == before
+
+
+def test_what_a_bundle_says_does_not_steer_the_terminal() -> None:
+    assert _one_line("lowbit\n optimize \x1b[2J a\u200db") == "lowbit optimize ?[2J a\u200db"

@@ -50,6 +50,15 @@ def test_an_a100_for_half_the_hours_or_a_t4() -> None:
     assert "worth it below $25,728 within 12 months" in found.answer.reasons[0]
 
 
+def test_today_on_spot_is_not_compared_as_if_it_were_on_demand() -> None:
+    """Whoever pays spot prices today saves what is paid today, and no more."""
+    today = {"instance": "large", "precision": "fp32", "instances": 4, "latency_ms": 30, "spot": True}
+    found = assess(workload(today=today), TABLE)
+    (saving,) = found.savings
+    assert value(found.today.paid) == pytest.approx(0.15 * 730 * 4)
+    assert saving.model.value <= saving.paid.value
+
+
 def test_half_the_hours_make_twice_the_load() -> None:
     """The same requests in half of the time need twice the instances, and not half a bill."""
     usual: dict[str, Any] = {"instance": "small", "precision": "int8", "latency_ms": 30}

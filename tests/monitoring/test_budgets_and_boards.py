@@ -215,3 +215,9 @@ def test_burn_rates_of_two_windows() -> None:
     after = [minute(NOW - 60 * i, errors=20 if i > 10 else 0) for i in range(60)]
     assert not {(b.objective, b.pair.rate): b for b in burns(after, Sla(), NOW)}["errors", 14.4].alert, "it is over: the short window knows"
     assert all(burn.n == 0 and not burn.alert for burn in burns([], Sla(), NOW))
+
+
+def test_windows_of_a_wrong_clock_burn_nothing_now() -> None:
+    failed = Window(KEY, 0, 5_000.0, Tally(requests=100, errors=100))
+    assert any(burn.alert for burn in burns([failed], Sla(), 5_000.0))
+    assert not any(burn.n for burn in burns([failed], Sla(), 4_000.0))

@@ -16,7 +16,6 @@ import pytest
 from traffic import KEY, counts, lower, normal, tally
 
 from lowbit.errors import UsageError
-from lowbit.monitoring import latency
 from lowbit.monitoring.baseline import Baseline
 from lowbit.monitoring.database import FILE
 from lowbit.monitoring.drift import confidence, shift
@@ -64,18 +63,6 @@ def test_windows_come_back_as_they_were(state: Monitoring, tmp_path: Path) -> No
     assert state.keys() == [KEY, OTHER]
     with Monitoring(tmp_path, create=False) as again:
         assert again.windows(KEY) == mine
-
-
-def test_three_months_of_windows_fit_on_a_disk(state: Monitoring, tmp_path: Path) -> None:
-    """Of one variant a minute: below 100 MB, with all of a latency's bins."""
-    seconds = tuple(np.histogram(np.random.default_rng(0).lognormal(-5, 0.3, 3_000), [-np.inf, *latency.EDGES_S, np.inf])[0].tolist())
-    state.add(
-        replace(each, tally=replace(each.tally, seconds=seconds)) for each in (window(seed=i, until=NOW + 60 * i) for i in range(200))
-    )
-    state.close()
-    Monitoring(tmp_path / "empty").close()
-    grown = (tmp_path / FILE).stat().st_size - (tmp_path / "empty" / FILE).stat().st_size
-    assert grown / 200 * 90 * 24 * 60 < 100e6
 
 
 def test_a_folder_without_windows_is_refused_where_it_should_have_some(tmp_path: Path) -> None:

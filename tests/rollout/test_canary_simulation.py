@@ -9,13 +9,13 @@ import math
 
 import numpy as np
 import pytest
-from rollout_evidence import HEALTHY, Traffic
+from rollout_evidence import HEALTHY, Traffic, arm
 from simulated import EDGES, Arms, arms, failed, first, risen, rolled_back, shifted
 
 from lowbit.measure.compare import BINS, SHIFT_SAMPLES
 from lowbit.rollout import sequential
 from lowbit.rollout.decide import Look, decide
-from lowbit.rollout.evidence import Evidence
+from lowbit.rollout.evidence import Arm, Evidence
 from lowbit.rollout.measures import measured
 from lowbit.rollout.plan import Plan
 from lowbit.types import Array
@@ -230,6 +230,27 @@ def test_p99_and_confidence_share_their_error_rate_over_what_must_hold() -> None
     assert found.high == pytest.approx(apart + sum(sequential.band(each.sum(), beta / 2, SHIFT_SAMPLES) for each in counts))
     found = measured("confidence", *pair, 0.2, beta)
     assert found.low == pytest.approx(apart - sum(sequential.band(each.sum(), 0.05, SHIFT_SAMPLES) for each in counts))
+
+
+def test_each_arms_p99_has_half_of_the_error_rate() -> None:
+    """At many error rates, since a bin's width hides most of what halving one changes."""
+    rng = np.random.default_rng(13)
+    pair = arm(rng, 3000), arm(rng, 3000)
+    seconds, rates = np.array([each.seconds for each in pair]), np.geomspace(0.3, 1e-4, 60)
+    halved, whole = ([sequential.quantile_bounds(seconds, EDGES, 0.99, rate / part, rate / part) for rate in rates] for part in (2, 1))
+    assert [measured("p99", *pair, rate, 0.05).low for rate in rates] == pytest.approx([low[1] / high[0] - 1 for low, high in halved])
+    for bound in (0, 1):  # the candidate's lower one, the champion's upper one
+        assert any(one[bound][1 - bound] != two[bound][1 - bound] for one, two in zip(halved, whole, strict=True)), (
+            "else this shows nothing"
+        )
+
+
+def test_a_shift_is_shown_from_2000_answers_of_each_arm_on() -> None:
+    many, few = (tuple([0] * 200 + [n] * 2 + [0] * (BINS - 202)) for n in (500_000, 990))
+    low, lower = tuple([0] * 100 + [990] * 2 + [0] * (BINS - 102)), tuple([0] * 100 + [1010] * 2 + [0] * (BINS - 102))
+    assert measured("confidence", Arm(confidence=many), Arm(confidence=low), 0.001, 0.05).low is None
+    assert measured("confidence", Arm(confidence=few), Arm(confidence=lower), 0.001, 0.05).low is None
+    assert (measured("confidence", Arm(confidence=many), Arm(confidence=lower), 0.001, 0.05).low or 0.0) > 0.4
 
 
 def test_edges_are_where_they_are_said_to_be() -> None:

@@ -111,6 +111,18 @@ def test_hard_stops_do_not_wait_for_the_next_look(rollouts: Rollouts) -> None:
     assert rollouts.get(rollout.id).why == "The candidate: not a number. That needs no statistics."
 
 
+def test_at_100_per_cent_the_step_before_stands_in_for_the_champion(rollouts: Rollouts) -> None:
+    rollout = begun(rollouts)
+    seen = [replace(GOOD, baseline=replace(GOOD.baseline, errors=errors)) for errors in (40, 44)]
+    for step, evidence in enumerate(seen):
+        rollouts.report(rollout.id, step, "a", evidence)
+        assert looked(rollouts, rollout.id, 1061.0 + 61 * step) == "advance"
+    rollouts.report(rollout.id, 2, "a", replace(GOOD, baseline=Arm()))
+    decided = rollouts.look(rollout.id, 1130.0)
+    assert decided is not None
+    assert decided.look.reference == seen[1].baseline
+
+
 def test_a_crash_that_is_reported_after_the_step_moved_on_ends_it_too(rollouts: Rollouts) -> None:
     rollout = begun(rollouts)
     rollouts.report(rollout.id, 0, "a", GOOD)
@@ -322,7 +334,7 @@ def test_evidence_that_cannot_be_read_is_said_and_no_bug(rollouts: Rollouts) -> 
         rollouts.look(rollout.id, 1001.0)
 
 
-@pytest.mark.parametrize("why", ["x" * 2001, "\udcff"])
+@pytest.mark.parametrize("why", ["x" * 2001, "\udcff", "\x1b[2J"])
 def test_a_reason_that_cannot_be_kept_changes_nothing(rollouts: Rollouts, why: str) -> None:
     with pytest.raises(UsageError, match="The reason"):
         rollouts.start(MODEL, rollouts.registry.resolve(f"{MODEL}@3"), PLAN, by=BY, why=why)

@@ -23,7 +23,7 @@ from small_models import images
 PLANS: dict[str, dict[str, Any]] = {
     "wrong": {"shadow": "100%", "guardrails": [{"kind": "disagreement"}]},
     "shifted": {"guardrails": [{"kind": "confidence"}]},
-    "slow": {"guardrails": [{"kind": "p99"}]},
+    "slow": {"guardrails": [{"kind": "p99"}], "alpha": 0.2},  # a p99 takes many answers; how many is not the matter here
     "crashing": {"guardrails": [{"kind": "errors"}]},
     "broken": {"guardrails": [{"kind": "errors"}]},
 }

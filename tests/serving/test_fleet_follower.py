@@ -8,19 +8,22 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from fleet_case import BY, Case, opened
 from serving_case import INPUT, INT8, tiny_bundle
 
-from lowbit.errors import ModelError, UsageError
+from lowbit.errors import DataError, ModelError, UsageError
 from lowbit.registry.registry import Registry
 from lowbit.rollout.evidence import Arm, Evidence
 from lowbit.serving.answer.answered import Caller
 from lowbit.serving.fleet import follower as room
+from lowbit.serving.fleet.counting import StepCount
 from lowbit.serving.fleet.followed import Followed
 from lowbit.serving.fleet.follower import Follower, following
+from lowbit.serving.fleet.reporting import Reports
 from lowbit.serving.protocol.requests import InferRequest
 from lowbit.serving.reloading import Source
 from lowbit.serving.run import deployment
@@ -260,6 +263,78 @@ def test_a_step_that_ends_is_reported_to_the_last(case: Case, other: Any) -> Non
 
     asyncio.run(work())
     assert case.rollouts.evidence(rollout.id, 0).canary.errors == 1
+
+
+def test_one_rollout_that_cannot_be_looked_at_keeps_no_other_from_its_turn(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[str] = []
+
+    def look(id: str, now: float | None = None) -> None:  # noqa: ARG001
+        looked.append(id)
+        if id == "sick":
+            raise DataError("Its evidence is damaged.")
+
+    plan = SimpleNamespace(plan=SimpleNamespace(look_s=5.0))
+    monkeypatch.setattr(case.rollouts, "look", look)
+    monkeypatch.setattr(case.rollouts, "get", lambda _: plan)
+
+    async def work() -> int:
+        reports = Reports(case.rollouts, lambda: None)
+        reports.beats.append(lambda: looked.append("beat"))
+        monkeypatch.setattr(case.rollouts, "report", lambda *_: (_ for _ in ()).throw(OSError("the disk is full")))
+        reports.add(StepCount("well", 0))
+        await reports.once(["sick", "well"])
+        monkeypatch.setattr(time, "time", lambda: 0.0)  # the clock is put back: that is no reason to look less often
+        monkeypatch.setattr(time, "monotonic", lambda now=time.monotonic: now() + 6)
+        await reports.once(["well"])
+        await reports.close()
+        return reports.failed
+
+    assert asyncio.run(work()) == 3
+    assert looked == ["beat", "sick", "well", "beat", "well"]
+
+
+def test_a_rollout_that_ends_while_its_candidate_is_loaded_leaves_no_trace(case: Case, other: Any) -> None:
+    async def work() -> None:
+        async with followed(case) as (_, follower):
+            begin = follower.deaths.begin
+
+            def late(rollout: str) -> None:
+                case.rollouts.abort(rollout, by=BY, why="at once")
+                while follower.models["tiny"].want.rollout is not None:
+                    time.sleep(0.01)
+                begin(rollout)
+
+            follower.deaths.begin = late  # type: ignore[method-assign]
+            rollout = case.start(other)
+            await until(lambda: not case.rollouts.get(rollout.id).open and not follower.models["tiny"].loading)
+            await until(lambda: not follower.deaths._held)
+            follower.deaths._held["gone"] = (case.folder / "gone").open("wb")
+            follower.deaths._held["gone"].close()
+            follower.deaths.beat()  # let go on the event loop just now
+
+    asyncio.run(work())
+
+
+def test_a_candidate_that_failed_does_not_make_it_read_the_registry_all_the_time(
+    case: Case, other: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "AGAIN_S", 0.1)
+    monkeypatch.setattr(room, "POLL_S", 0.02)
+    loads, read = Loads(), list[float]()
+    monkeypatch.setattr(room, "wanted", lambda *given, real=room.wanted: (read.append(0.0), real(*given))[1])
+
+    async def work() -> None:
+        async with followed(case, loads=loads) as (_, follower):
+            loads.error = ModelError("It is broken.")
+            monkeypatch.setattr(follower.reports, "once", lambda _: asyncio.sleep(0))  # nobody decides
+            case.start(other)
+            await until(lambda: follower.models["tiny"].failed)
+            await asyncio.sleep(0.2)
+            read.clear()
+            await asyncio.sleep(0.3)
+            assert len(read) <= 1
+
+    asyncio.run(work())
 
 
 def test_a_version_that_is_not_there_is_said_at_the_start(case: Case) -> None:

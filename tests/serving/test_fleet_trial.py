@@ -190,6 +190,62 @@ def test_a_slow_candidate_is_covered_in_time_and_still_counted(loaded: Callable[
     assert seen.answers == ["1", "1"]
 
 
+def test_who_goes_away_has_waited_and_counts_for_the_side_that_was_asked(loaded: Callable[[str], Deployment]) -> None:
+    good, slow = loaded("good"), loaded("other")
+    service, trial, _ = served(good, slow, 0.5)
+    for each in (good, slow):
+        batcher = each.variants["chosen"].batcher
+        batcher._run = lambda feeds, run=batcher._run: (time.sleep(0.5), run(feeds))[1]
+    sessions = {assigned("tiny-1", 0.5, each): each for each in "abcdefgh"}
+
+    async def work() -> Evidence:
+        for session in (sessions[True], sessions[False]):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(asked(service, session), 0.2)
+        await service.idle()
+        return trial.counts.taken()
+
+    evidence = asyncio.run(work())
+    for arm in (evidence.baseline, evidence.canary):
+        assert (arm.requests, arm.errors, sum(arm.seconds), sum(arm.seconds[latency_bin(0.19) :])) == (1, 0, 1, 1)
+
+
+def test_a_slow_candidate_with_other_preprocessing_leaves_time_for_the_champion(loaded: Callable[[str], Deployment]) -> None:
+    good, slow = loaded("good"), loaded("other")
+    batcher = slow.variants["chosen"].batcher
+    run = batcher._run
+    batcher._run = lambda feeds: (time.sleep(0.9), run(feeds))[1]
+    service, trial, _ = served(good, slow)
+    trial.__dict__["alike"] = False
+    caller = Caller("r", {"x-lowbit-session": "s"}, 1.0)
+
+    async def work() -> tuple[float, Any]:
+        start = time.perf_counter()
+        with service.admitted("tiny", None, caller) as place, pytest.raises(TooLate) as found:
+            await service.infer("tiny", None, InferRequest({INPUT: X}), caller, place)
+        took = time.perf_counter() - start
+        await service.idle()
+        return took, found.value.elsewhere
+
+    took, elsewhere = asyncio.run(work())
+    assert took < 0.9
+    assert elsewhere is good
+    evidence = trial.counts.taken()
+    assert (evidence.canary.requests, evidence.canary.errors, sum(evidence.canary.seconds[latency_bin(0.9) :])) == (1, 0, 1)
+
+
+def test_an_answer_that_inputs_spoil_counts_as_the_candidates_own(loaded: Callable[[str], Deployment]) -> None:
+    good, other = loaded("good"), loaded("other")
+    batcher = good.variants["full"].batcher
+    run = batcher._run
+    batcher._run = lambda feeds: (time.sleep(0.3), run(feeds))[1]  # what the champion takes is no fault of the candidate's
+    service, trial, _ = served(good, other)
+    asyncio.run(asked(service, x=np.full_like(X, np.nan), parameters={"variant": "full"}))
+    arm = trial.counts.taken().canary
+    assert sum(arm.seconds[: latency_bin(0.3)]) == sum(arm.seconds) == 1
+    assert arm.busy_s < 0.3
+
+
 def test_a_clients_mistake_is_no_ones_error(loaded: Callable[[str], Deployment]) -> None:
     service, trial, _ = served(loaded("good"), loaded("other"))
     with pytest.raises(Malformed):

@@ -257,6 +257,27 @@ def test_inputs_are_redacted_before_they_are_written(tmp_path: Path, tiny: Deplo
         keeper_in(None, KeepSettings(redaction=Redaction(blur=frozenset({INPUT})))).check([Words()])  # type: ignore[list-item]
 
 
+def test_a_later_version_with_other_inputs_lets_nothing_through_that_was_to_be_redacted(tmp_path: Path, tiny: Deployment) -> None:
+    class Sessions:
+        inputs = (replace(tiny.inputs[0], name="renamed"),)
+
+    chosen = replace(tiny.variants["chosen"], sessions=Sessions())  # type: ignore[arg-type]
+    later = replace(tiny, version="later", variants={"chosen": chosen})
+
+    async def work() -> list[str]:
+        async with keeper_in(tmp_path, KeepSettings(sample=1.0, redaction=Redaction(blur=frozenset({INPUT})))) as keeper:
+            for model in (tiny, later, tiny):
+                keeper.meet(model)
+                found = Answered({}, model.variants["chosen"])
+                for observer in keeper.keepsakes:
+                    observer.answered(model, InferRequest({model.inputs[0].name: images(1)}), Caller(), found, 0.01)
+            await keeper.flush()
+            assert keeper.books.store is not None
+            return [sample.version for sample in keeper.books.store.samples.listed()]
+
+    assert asyncio.run(work()) == [tiny.version, tiny.version]
+
+
 def test_wishes_that_need_a_folder_or_a_recorder_are_refused_without(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nowhere to keep feedback"):
         Watching.of(Settings(keep=KeepSettings(feedback=True)))

@@ -43,17 +43,18 @@ def command(url: str, form: str, **options: Any) -> None:
     lowbit loadtest http://127.0.0.1:8000 --model demo --p99 50ms
     lowbit loadtest http://127.0.0.1:8000 --model demo --rate 50,100,200
 
-    Without --rate the rate is raised until the objective breaks. A latency runs from when a request was due.
+    Without --rate the rate is raised until the objective breaks. A latency runs from when a request was due. Inputs are noise: what
+    rollouts and reviews say of confidences and classes meanwhile says nothing about the model.
     """
     import asyncio
 
     from lowbit.serving.load.loadtest import Objective
 
     objective = Objective(options["p99"], options["errors"])
-    if form == "table":
-        click.echo(_line(HEAD))
+    if "://" not in url:
+        raise UsageError(f"'{url}' is no address of a server.", f"Write http://{url}")
     show = _show if form == "table" else lambda step: click.echo(f"  {step.rate:g}/s: {step.ok:,} of {step.sent:,}", err=True)
-    found, best = asyncio.run(_run(url, objective, show, **options))
+    found, best = asyncio.run(_run(url, objective, show, form=form, **options))
     if form == "json":
         document = {"objective": {"p99_ms": 1000 * objective.p99_s, "errors": objective.errors}, "steps": [s.document() for s in found]}
         click.echo(json.dumps(document | {"best": best.document() if best else None}, indent=1))
@@ -85,6 +86,8 @@ async def _run(url: str, objective: Objective, show: Any, **options: Any) -> tup
         warm = await closed_loop(target, 1, 0.5)
         if not warm.ok:
             raise UsageError(f"No request is answered: {dict(warm.statuses)} by status.", "Look at the server's log.")
+        if options["form"] == "table":
+            click.echo(_line(HEAD))
         if options["rates"]:
             found = await steps(target, options["rates"], options["seconds"], options["seed"], show)
             held = [step for step in found if objective.held(step)]

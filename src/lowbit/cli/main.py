@@ -112,7 +112,9 @@ def report_bug(error: Exception) -> int:
     import tempfile
     import traceback
 
-    with tempfile.NamedTemporaryFile("w", prefix="lowbit-bug-", suffix=".txt", delete=False) as file:
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="lowbit-bug-", suffix=".txt", delete=False, encoding="utf-8", errors="backslashreplace"
+    ) as file:
         file.write(f"lowbit {__version__}, Python {sys.version.split()[0]}, {' '.join(sys.argv[1:])}\n\n")
         traceback.print_exception(error, file=file)
     click.secho(f"error: this is a bug in lowbit: {type(error).__name__}: {error}", fg="red", err=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lowbit.cli.options import Duration, output
+from lowbit.cli.options import Duration, output, state_folder
 from lowbit.errors import UsageError, unknown
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def command() -> None:
 
 
 @command.command("show", short_help="The latest window of every variant, and what the rules say of it.")
-@click.argument("state", type=click.Path(path_type=Path))
+@click.argument("state", type=click.Path(path_type=Path), callback=state_folder)
 @click.option("--model", metavar="NAME", help="Of one model alone.")
 @click.option("--span", type=Duration(), default="7d", show_default=True, metavar="TIME", help="How far back a window may reach.")
 @click.option("--history", type=Duration(), metavar="TIME", help="Also every window of this length, e.g. 1h.")
@@ -40,7 +40,10 @@ def command() -> None:
 def show(
     state: Path, model: str | None, span: float, history: float | None, sla: str, price: float | None, cores: int | None, form: str
 ) -> None:
-    """Show the latest window of every variant in STATE, the folder of `lowbit serve --state`. Nothing is changed by looking."""
+    """Show the latest window of every variant in STATE: the folder of `lowbit serve --state`, or the registry that is served.
+
+    Nothing is changed by looking.
+    """
     import time
 
     from lowbit.monitoring.looking import look
@@ -67,7 +70,7 @@ def show(
         click.echo(json.dumps(report, indent=1, allow_nan=False))
         return
     if not looks:
-        click.echo("No window of that time is kept.")
+        click.echo("No window of that time is kept. A server writes one a minute, and one when it stops, once requests have come.")
         return
     for key, seen in looks.items():
         show_look(key, seen, price, most)
@@ -100,10 +103,14 @@ def show_look(key: Key, seen: Look, price: float | None, cores: int) -> None:
     assert document is not None, key
     click.secho(f"{key.model} {key.version} {key.variant}", bold=True)
     click.echo(f"  {day(document['since'])} to {day(document['until'])}: {line(document)}")
-    click.echo(f"  baseline: {document['baseline_from'] or 'none yet'}")
+    baseline = document["baseline_from"]
+    click.echo(f"  baseline: {baseline or 'none yet'}")
     for finding in seen.findings:
         over = finding.review or (finding.kind in ("errors", "latency") and finding.value > finding.limit)
-        click.secho(f"  {'!' if over else ' '} {finding.kind:<12}{finding.text}", fg="yellow" if over else None)
+        click.secho(
+            f"  {'!' if over else ' '} {finding.kind:<12}{finding.text.removesuffix(f' Compared with {baseline}.')}",
+            fg="yellow" if over else None,
+        )
     if seen.accuracy is not None and not any(finding.kind == "accuracy" for finding in seen.findings):
         found = seen.accuracy
         click.echo(f"    accuracy    {found.value:.1%} [{found.low:.1%}, {found.high:.1%}] of {found.n:,} labelled answers")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -11,6 +12,11 @@ from lowbit.errors import UsageError
 
 Command = Callable[..., Any]
 DASH = "\N{EN DASH}"
+
+
+def state_folder(_context: click.Context, _parameter: click.Parameter, value: Path) -> Path:
+    """The state folder that is meant: a registry stands for the one that `lowbit serve --registry` keeps in it."""
+    return value / "state" if (value / "registry.sqlite").is_file() and (value / "state").is_dir() else value
 
 
 class Numbers(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on only

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lowbit.cli.options import Duration, output
+from lowbit.cli.options import Duration, output, state_folder
 
 if TYPE_CHECKING:
     from lowbit.pipeline.recalibrate import Recalibrated
@@ -21,7 +21,13 @@ FOLDER = click.Path(path_type=Path)
 @click.command("recalibrate", short_help="Find a bundle's ranges anew on recent inputs, as a challenger.")
 @click.argument("bundle", type=FOLDER)
 @click.option(
-    "--samples", "state", type=FOLDER, required=True, metavar="STATE", help="The server's state folder, with the inputs that it kept."
+    "--samples",
+    "state",
+    type=FOLDER,
+    required=True,
+    callback=state_folder,
+    metavar="STATE",
+    help="The server's state folder, or its registry, with the inputs that it kept.",
 )
 @click.option("--model", metavar="NAME", help="Under which it is served; needed where inputs of several models were kept.")
 @click.option("--since", type=Duration(), metavar="TIME", help="Only inputs of that time up to now, e.g. 48h.  [default: all]")

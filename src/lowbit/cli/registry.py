@@ -95,7 +95,7 @@ def push(bundle: Path, model: str | None, key: Path | None, folder: Path, by: st
             _print({**shown, "new": [version.ref for version in pushed.new], "head": registry.head()})
             return
         for version in filter(None, (pushed.source, pushed.quantized)):
-            state = "new" if version in pushed.new else "was there already"
+            state = ("new" if version in pushed.new else "was there already") + (f", signed by {key.name}" if key else "")
             click.echo(f"{version.ref}  {version.candidate}, {version.precision}: {state}")
         _head(registry)
         if CHAMPION not in registry.aliases(pushed.source.model):
@@ -211,6 +211,9 @@ def rollback(model: str, alias: str, to: str | None, why: str, dry_run: bool, fo
 
     Doing it twice changes nothing more; to go further back say where to.
     """
+    if "@" in model:
+        name = model.partition("@")[0]
+        raise UsageError(f"A rollback takes a model, and '{model}' is a version.", f"lowbit registry rollback {name} --to {model}")
     with _open(folder) as registry:
         target = None if to is None else int(to) if to.isdecimal() else registry.resolve(to if "@" in to else f"{model}@{to}").digest
         with attempt(registry, dry_run):
@@ -282,7 +285,8 @@ def verify(ref: str | None, head: str | None, trusted: tuple[Path, ...], folder:
             for problem in problems:
                 click.secho(problem.text, fg="red")
             if not problems:
-                click.secho("Everything is as it was written.", fg="green")
+                signed = f", and {ref or 'every version'} is signed by a trusted key" if trusted else ""
+                click.secho(f"Everything is as it was written{signed}.", fg="green")
                 _head(registry)
     if problems:
         raise ModelError(

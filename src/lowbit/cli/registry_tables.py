@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -34,9 +35,9 @@ def show_versions(versions: Sequence[ModelVersion], aliases: Mapping[str, ModelV
         table.add_row(
             version.ref,
             names,
-            version.precision,
-            version.runtime,
-            str(version.lineage.get("recipe", "")),
+            _one_line(version.precision),
+            _one_line(version.runtime),
+            _one_line(str(version.lineage.get("recipe", ""))),
             words.metric_value(score["name"], score["value"]) if score.get("value") is not None else words.NONE,
             words.milliseconds(latency["1"]) if "1" in latency else words.NONE,
             words.size(version.lineage.get("artifact_bytes")),
@@ -63,7 +64,7 @@ def show_version(version: ModelVersion, aliases: Sequence[str], parents: Sequenc
         "score": _scored(line.get("score")),
         "latency": ", ".join(f"batch {batch}: {words.milliseconds(ms)}" for batch, ms in (line.get("latency_ms") or {}).items()),
         "verdict": line["verdict"],
-        "hardware": _brief(line["hardware"], "cpu", "cores", "accelerator", "system"),
+        "hardware": _hardware(line["hardware"]),
         "tools": ", ".join(f"{name} {number}" for name, number in line["tools"].items()),
         "lowbit": f"{line['lowbit_version']}, {line['made']}",
         "command": line["command"],
@@ -71,14 +72,14 @@ def show_version(version: ModelVersion, aliases: Sequence[str], parents: Sequenc
         "files": f"{len(files)}, {words.size(version.size_bytes)}",
     }
     for name, value in facts.items():
-        click.echo(f"  {name:<14} {value}")
+        click.echo(f"  {name:<14} {_one_line(value)}")
 
 
 def show_difference(first: ModelVersion, second: ModelVersion, found: Difference) -> None:
     """Two versions beside each other."""
     for title, changes, form in (
         ("score", found.score, _number),
-        ("latency, ms by batch", found.latency_ms, _number),
+        ("latency by batch", found.latency_ms, _latency),
         ("lineage", found.lineage, _text),
         ("files", found.files, _size),
     ):
@@ -153,6 +154,17 @@ def _number(value: Any) -> str:
     return words.NONE if value is None else f"{value:.6g}" if isinstance(value, int | float) else str(value)
 
 
+def _latency(value: Any) -> str:
+    return words.NONE if value is None else words.milliseconds(value)
+
+
+def _hardware(part: Mapping[str, Any] | None) -> str:
+    cores = (part or {}).get("cores")
+    return _brief(
+        {**(part or {}), "cores": cores and f"{cores} {'core' if cores == 1 else 'cores'}"}, "cpu", "cores", "accelerator", "system"
+    )
+
+
 def _text(value: Any) -> str:
     text = words.NONE if value is None else str(value)
     return text[:SHORT] if len(text) == 64 and set(text) <= set("0123456789abcdef") else _one_line(text)
@@ -163,7 +175,8 @@ def _size(value: Any) -> str:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    """Words alone: a bundle is others' work, and what it says must not steer the terminal."""
+    return " ".join("".join(each if unicodedata.category(each) != "Cc" or each.isspace() else "?" for each in text).split())
 
 
 def _day(at: float) -> str:

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lowbit.cli.options import output
+from lowbit.cli.options import output, state_folder
 from lowbit.errors import UsageError
 
 if TYPE_CHECKING:
     from lowbit.monitoring.reviews import Review
 
-STATE = click.argument("state", type=click.Path(path_type=Path))
+STATE = click.argument("state", type=click.Path(path_type=Path), callback=state_folder)
 WIDTH, HEIGHT = 64, 8
 """Of a histogram in the terminal, in characters."""
 BLOCKS = " ▁▂▃▄▅▆▇█"
@@ -27,7 +27,8 @@ BLOCKS = " ▁▂▃▄▅▆▇█"
 def command() -> None:
     """Answer shifts that wait for a person: accept them as normal, roll back, or ask for recalibration.
 
-    STATE is the folder of `lowbit serve --state`. Until somebody answers, rollouts of the model hold. The first answer stands.
+    STATE is the folder of `lowbit serve --state`, or the registry that is served. Until somebody answers, rollouts of the model hold. The
+    first answer stands.
     """
 
 
@@ -80,7 +81,8 @@ def show(state: Path, review: str, form: str) -> None:
     evidence = found.evidence
     click.echo(f"{found.id}: {found.kind} of {' '.join(found.key)}")
     click.echo(f"  {evidence['finding']['text']}")
-    click.echo(f"  window: {day(evidence['since'])} to {day(evidence['until'])}, {evidence['n']:,} rows; found in {found.seen} looks")
+    looks = "1 look" if found.seen == 1 else f"{found.seen:,} looks"
+    click.echo(f"  window: {day(evidence['since'])} to {day(evidence['until'])}, {evidence['n']:,} rows; found in {looks}")
     if evidence["baseline"]:
         click.echo(f"  baseline: {evidence['baseline']['text']}")
     for name in ("baseline_confidence", "confidence"):
@@ -111,17 +113,22 @@ def accept(state: Path, review: str, by: str | None, why: str, form: str) -> Non
 @command.command("rollback", short_help="The version before serves again.")
 @STATE
 @click.argument("review")
-@click.option("--registry", type=click.Path(path_type=Path), metavar="DIR", help="Roll the model's champion back there, too.")
+@click.option(
+    "--registry",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Roll the model's champion back there, too.  [default: the registry that STATE lies in]",
+)
 @answered
 @output
 def rollback(state: Path, review: str, registry: Path | None, by: str | None, why: str, form: str) -> None:
-    """Answer a REVIEW by a rollback: with --registry the champion is what it was before; without, only the answer is kept."""
+    """Answer a REVIEW by a rollback: the champion of the registry is what it was before; where there is none, only the answer is kept."""
     from lowbit.monitoring.store import Monitoring
 
     with Monitoring(state, create=False) as monitoring:
-        who = name_of(by)
+        who, registry = name_of(by), registry or registry_around(state)
         before = monitoring.reviews.one(review)
-        done = "No registry was given: roll the model back where it is served."
+        done = "Nothing was rolled back, because no registry was given: roll the model back where it is served."
         if registry is not None and before.closed is None:
             done = rolled_back(registry, before, who, why)
         found = monitoring.reviews.close(review, "rolled_back", by=who, why=why)
@@ -146,6 +153,12 @@ def recalibrate(state: Path, review: str, by: str | None, why: str, form: str) -
     told(found, form, next_step)
 
 
+def registry_around(state: Path) -> Path | None:
+    """The registry whose server keeps its state there; None where it is another folder."""
+    around = state.absolute().parent
+    return around if (around / "registry.sqlite").is_file() else None
+
+
 def rolled_back(registry: Path, review: Review, by: str, why: str) -> str:
     """Moves the model's champion back; says to what.
 
@@ -162,7 +175,7 @@ def rolled_back(registry: Path, review: Review, by: str, why: str) -> str:
         if review.key.version not in (str(champion.number), manifest[:12]):  # served from the registry, or from the folder that was pushed
             raise UsageError(
                 f"The champion is {champion.ref}, and not the version that the review is about: nothing was rolled back.",
-                "Accept the review, or roll back by hand: lowbit registry rollback.",
+                "Accept the review, or act by hand: lowbit rollout abort, lowbit registry rollback.",
             )
         opened.rollback(model, by=by, why=why or f"review {review.id}: {review.kind}")
         return f"{model}@champion is {opened.resolve(f'{model}@champion').ref} again."
@@ -183,7 +196,7 @@ def name_of(by: str | None) -> str:
 
 def day(at: float) -> str:
     """A time for people, UTC."""
-    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M")
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def bars(counts: list[int]) -> str:

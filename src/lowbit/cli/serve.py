@@ -219,7 +219,10 @@ def _source(text: str, registry: Path | None) -> Any:
 
     if "@" in text and not Path(rest or text).exists():
         raise UsageError(f"There is no bundle '{rest or text}'.", "Versions come from a registry: --registry DIR.")
-    return Source(Path(rest), name) if equals else Source(Path(text))
+    folder = Path(rest if equals else text)
+    if not folder.exists() and Path("registry", "registry.sqlite").is_file():
+        raise UsageError(f"There is no folder {folder}.", f"If it is in the registry here: lowbit serve {text} --registry registry")
+    return Source(folder, name) if equals else Source(folder)
 
 
 def _run(server: Any) -> None:
@@ -244,7 +247,7 @@ def _tell(listening: Listening) -> None:
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
     for row in rows:
         click.echo("  ".join(part.ljust(width) for part, width in zip(row, widths, strict=True)).rstrip())
-    click.echo(doors)
+    click.echo(f"{doors}, a page for people on {listening.url}/ui")
 
 
 def _tell_json(listening: Listening) -> None:

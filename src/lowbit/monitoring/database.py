@@ -19,7 +19,7 @@ BUSY_S = 10.0
 _TABLES = (
     """create table if not exists windows (
         id integer primary key, server text not null, model text not null, version text not null, variant text not null,
-        since real not null, until real not null, recorded integer not null, body blob not null)""",
+        since real not null, until real not null, recorded integer not null, body text not null)""",
     "create index if not exists windows_of on windows (model, version, variant, until)",
     "create index if not exists windows_until on windows (until)",
     """create table if not exists baselines (

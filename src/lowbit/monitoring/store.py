@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 import math
 import time
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from lowbit.monitoring.baseline import Baseline
 from lowbit.monitoring.database import Database
 from lowbit.monitoring.labels import Labels
 from lowbit.monitoring.reviews import Review, Reviews
 from lowbit.monitoring.samples import Samples
-from lowbit.monitoring.tally import Key, Tally
+from lowbit.monitoring.tally import Key
 from lowbit.monitoring.windows import Window
 
 DAY_S = 86_400.0
@@ -74,7 +72,8 @@ class Monitoring:
             sqlite3.Error: the disk is full.
         """
         rows = [
-            (window.server, *window.key, window.since, window.until, window.tally.recorded, _packed(window.tally)) for window in windows
+            (window.server, *window.key, window.since, window.until, window.tally.recorded, json.dumps(window.tally.to_json()))
+            for window in windows
         ]
         if not rows:
             return
@@ -102,7 +101,7 @@ class Monitoring:
             *(since, until, *given.values(), limit or -1),
         )
         return [
-            Window.from_json({**{name: row[name] for name in row.keys()}, "tally": _unpacked(row["body"])})  # noqa: SIM118
+            Window.from_json({**{name: row[name] for name in row.keys()}, "tally": json.loads(row["body"])})  # noqa: SIM118
             for row in reversed(found)
         ]
 
@@ -185,13 +184,3 @@ class Monitoring:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _packed(tally: Tally) -> bytes:
-    """Histograms are zeros for the most part: three months of minutes are 60 MB like this, and 400 MB as plain JSON."""
-    return zlib.compress(json.dumps(tally.to_json(), separators=(",", ":")).encode())
-
-
-def _unpacked(body: bytes) -> Any:
-    """The JSON of it."""
-    return json.loads(zlib.decompress(body))

@@ -174,12 +174,13 @@ def _datasets(version: ModelVersion) -> Iterator[Any]:
 
 def _aliases(client: MlflowClient, registry: Registry, model: str, numbers: dict[str, str]) -> int:
     """Sets aliases as ours are, and removes those that we had once and have no more; others' own ones stay."""
-    ours = {alias: numbers[version.ref] for alias, version in registry.aliases(model).items() if _allowed(alias)}
+    named = {alias: version.ref for alias, version in registry.aliases(model).items() if _allowed(alias)}
+    ours = {alias: numbers[ref] for alias, ref in named.items() if ref in numbers}  # what was pushed meanwhile comes next time
     theirs = {alias: str(number) for alias, number in client.get_registered_model(model).aliases.items()}
     for alias, number in ours.items():
         if theirs.get(alias) != number:
             client.set_registered_model_alias(model, alias, number)
-    for alias in {event.alias for event in registry.history(model)} & theirs.keys() - ours.keys():
+    for alias in {event.alias for event in registry.history(model)} & theirs.keys() - named.keys():
         client.delete_registered_model_alias(model, alias)
     return len(ours)
 

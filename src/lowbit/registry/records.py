@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -246,12 +247,10 @@ def checked_why(why: str) -> str:
     """The reason, if it can stand in the audit log.
 
     Raises:
-        UsageError: it is too long, or no text.
+        UsageError: it is too long, or no text: what a terminal would obey is none.
     """
     if len(why) > LONGEST_WHY:
         raise UsageError(f"The reason has {len(why):,} characters; up to {LONGEST_WHY:,} are kept.", "Say it shorter: --why TEXT.")
-    try:
-        why.encode()
-    except UnicodeEncodeError as error:
-        raise UsageError("The reason holds bytes that are no text.", "Write it in UTF-8.") from error
+    if any(unicodedata.category(each) in ("Cc", "Cs") and each not in "\n\r\t" for each in why):
+        raise UsageError("The reason holds bytes that are no text.", "Write it in UTF-8, without control characters.")
     return why

@@ -147,7 +147,7 @@ class Follower(Observer):
             never = [
                 each for digest, each in before.items() if digest not in kept and not any(each is other for other in reached)
             ]  # wanted no more once loaded
-            for gone in (*reached, *never):
+            for gone in reached:
                 self._beside("freeing an old version failed", self._free(gone))
         for digest, version in listed.items():
             if digest not in model.loaded and digest not in model.loading and digest not in model.failed:
@@ -183,7 +183,7 @@ class Follower(Observer):
         if old is not None and (old.rollout, old.step) != step:
             old.over_since, model.counts = monotonic(), None
             if model.want.rollout != old.rollout:
-                self.deaths.end(old.rollout)
+                self._let_go(old.rollout)
         if step is not None and model.counts is None:
             model.counts = StepCount(*step)
             self.reports.add(model.counts)
@@ -199,7 +199,7 @@ class Follower(Observer):
                     if (rollout := model.want.rollout) is not None and model.want.canary == version:
                         await asyncio.to_thread(self.deaths.begin, rollout)
                         if model.want.rollout != rollout:
-                            self.deaths.end(rollout)  # it ended meanwhile, before there was anything to let go
+                            self._let_go(rollout)  # it ended meanwhile, before there was anything to let go
                     await self._bring(model, version)
         except Exception as error:  # whatever it is, the others go on
             why = _why(error)
@@ -234,6 +234,9 @@ class Follower(Observer):
         if not any((each.name, each.version) == (gone.name, gone.version) for each in self._service.loaded):
             self._metrics.gone(gone)
         logs.say("freed", model=gone.name, version=gone.version)
+
+    def _let_go(self, rollout: str) -> None:
+        self._beside("letting a candidate go failed", asyncio.to_thread(self.deaths.end, rollout))
 
     def _beside(self, event: str, work: Coroutine[Any, Any, None]) -> None:
         task = logs.logged(event, work)

@@ -6,6 +6,7 @@ Several servers of one state folder do the same, and read it a few seconds apart
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Callable, Collection, Iterable, Mapping
 from time import monotonic
@@ -81,7 +82,8 @@ def wanted(rollout: Rollout, reviews: Iterable[Review], known: Collection[str], 
     holding = {review.id for review in reviews if review.policy == "hold"}
     if rollout.state == "running" and holding - set(known):
         return "pause"
-    mine = any(f"({id})" in rollout.why for id in known)
+    asked = set(re.findall(r"\((\w+)\)", rollout.why))
+    mine = bool(asked) and asked <= set(known)
     if rollout.state == "paused" and rollout.by == BY and not holding and (mine or waited_s >= READ_S):
         return "resume"
     return None

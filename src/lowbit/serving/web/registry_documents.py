@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from lowbit.rollout.records import Decided, Rollout
     from lowbit.serving.fleet.follower import Follower
 
-DECISIONS = 200
-"""Of a rollout, so many are shown."""
+DECISIONS, ROLLOUTS = 200, 200
+"""So many are shown, of a rollout and at all: each has evidence to be read."""
 
 
 class Shown:
@@ -57,10 +57,10 @@ class Shown:
         told = [asdict(row) for row in reversed(rows[-limit:])]
         return {"rows": told, "verified": not problems, "head": self._registry.head(), "problems": problems[:10]}
 
-    def rollouts(self) -> list[dict[str, Any]]:
-        """All, the newest first."""
+    def rollouts(self, limit: int) -> list[dict[str, Any]]:
+        """The newest so many, the newest first."""
         numbers: dict[str, dict[str, int]] = {}
-        return [self._rollout(each, numbers) for each in self._rollouts.listed()]
+        return [self._rollout(each, numbers) for each in self._rollouts.listed()[:limit]]
 
     def rollout(self, id: str, limit: int = DECISIONS) -> dict[str, Any]:
         """One, with its evidence and its last decisions, at most so many.

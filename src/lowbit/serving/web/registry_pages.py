@@ -3,7 +3,7 @@
 GET  /v1/registry                  models, their versions and aliases, and what of them is loaded and answers here
 GET  /v1/registry/audit?limit=50   the newest rows of the audit log, and whether its chain holds
 POST /v1/registry/MODEL            {"action": "promote", "ref": "3", "by": ..., "why": ...} or {"action": "rollback", "to": ...}
-GET  /v1/rollouts                  all of them, the newest first
+GET  /v1/rollouts?limit=200        the newest of them
 GET  /v1/rollouts/ID?limit=200     one, with the evidence of its step and its last decisions
 POST /v1/rollouts                  {"model", "candidate", "plan", "by"}
 POST /v1/rollouts/ID               {"action": "pause" | "resume" | "promote" | "abort", "by", "why"}
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from lowbit.errors import LowbitError, UsageError
 from lowbit.serving.protocol.refusals import Conflicting, Malformed, NotServed, Unavailable
 from lowbit.serving.web.pages import Asked, Page, Pages
-from lowbit.serving.web.registry_documents import DECISIONS, Shown
+from lowbit.serving.web.registry_documents import DECISIONS, ROLLOUTS, Shown
 
 if TYPE_CHECKING:
     from lowbit.serving.fleet.follower import Follower
@@ -45,7 +45,7 @@ def mount(pages: Pages, follower: Follower | None, *, keyed: bool) -> None:
     shown = Shown(follower)
     pages.add("GET", "/v1/registry", _in_thread(lambda _: {"models": shown.models()}))
     pages.add("GET", "/v1/registry/audit", _in_thread(lambda asked: shown.audit(asked.limit())))
-    pages.add("GET", "/v1/rollouts", _in_thread(lambda _: {"rollouts": shown.rollouts()}))
+    pages.add("GET", "/v1/rollouts", _in_thread(lambda asked: {"rollouts": shown.rollouts(asked.limit(ROLLOUTS))}))
     pages.add("GET", "/v1/rollouts/{id}", _in_thread(lambda asked: shown.rollout(asked.path["id"], asked.limit(DECISIONS))))
     if keyed:
         done = Done(follower, shown)
