@@ -119,6 +119,18 @@ def test_a_rollback_without_a_registry_says_so(shell: Runner, state: Path) -> No
     assert "Nothing was rolled back, because no registry was given" in out
 
 
+def test_a_registry_stands_for_the_state_in_it(shell: Runner, state: Path, tmp_path: Path) -> None:
+    """As a server of it leaves it; a rollback is the registry's then, and one that it cannot make answers nothing."""
+    from lowbit.registry.registry import Registry
+
+    with Registry.open(tmp_path, create=True):
+        pass
+    review = first(shell, tmp_path)
+    assert run(shell, "monitor", "show", tmp_path).out == run(shell, "monitor", "show", state).out
+    assert "The registry is empty" in run(shell, "reviews", "rollback", tmp_path, review, "--by", "ann", code=2).err
+    assert review in run(shell, "reviews", "list", state).out
+
+
 def test_a_rollback_that_fails_leaves_the_review_open(shell: Runner, state: Path, tmp_path: Path) -> None:
     """A registry without the model: nothing was rolled back, so nobody must think that the review is answered."""
     from lowbit.registry.registry import Registry

@@ -91,6 +91,12 @@ def test_promote_rollback_and_history(filled: Run) -> None:
     assert "confidences fell" in lines[3]
 
 
+def test_a_rollback_takes_a_model_and_says_how_to_name_a_version(filled: Run) -> None:
+    refused = filled("rollback", f"{MODEL}@1")
+    assert refused.code == 2
+    assert f"lowbit registry rollback {MODEL} --to {MODEL}@1" in refused.err
+
+
 def test_diff(filled: Run) -> None:
     found = document(filled("diff", f"{MODEL}@1", f"{MODEL}@2", "--output", "json"))
     assert {change["what"] for change in found["files"]} == {"bundle.json", "model/model.onnx"}  # type: ignore[attr-defined, index]

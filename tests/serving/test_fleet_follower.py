@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -49,11 +50,12 @@ class Loads:
 
     def __init__(self) -> None:
         self.made: list[Deployment] = []
-        self.wait_s = 0.0
+        self.open = threading.Event()
+        self.open.set()
         self.error: Exception | None = None
 
     def __call__(self, source: Source) -> Deployment:
-        time.sleep(self.wait_s)
+        self.open.wait(20)
         if self.error is not None:
             raise self.error
         made = deployment.load(source.folder, name=source.name, version=source.version, digest=source.digest, roles=("chosen",))
@@ -121,11 +123,13 @@ def test_what_is_wanted_no_more_once_it_is_loaded_is_freed(case: Case, other: An
     loads = Loads()
 
     async def work() -> None:
-        async with followed(case, loads=loads) as (service, _):
-            loads.wait_s = 0.7
+        async with followed(case, loads=loads) as (service, follower):
+            loads.open.clear()
             rollout = case.start(other)
-            await asyncio.sleep(0.4)
+            await until(lambda: follower.models["tiny"].loading)
             case.rollouts.abort(rollout.id, by=BY, why="at once")
+            await until(lambda: follower.models["tiny"].want.rollout is None)
+            loads.open.set()
             await until(lambda: len(loads.made) == 2 and loads.made[1].variants["chosen"].batcher._closed)
             assert service.versions("tiny") == ("2",)
 
@@ -137,16 +141,15 @@ def test_a_slow_load_keeps_nobody_from_going_back(case: Case, other: Any, tmp_pa
     case.registry.promote(other, by=BY, why="second")
 
     async def work() -> None:
-        async with followed(case, loads=loads) as (service, _):
+        async with followed(case, loads=loads) as (service, follower):
             await until(lambda: service.versions("tiny") == ("3", "2"))
-            loads.wait_s = 3.0
+            loads.open.clear()
             case.start(third)
-            await asyncio.sleep(0.4)  # it is being loaded
+            await until(lambda: follower.models["tiny"].loading)
             case.registry.rollback("tiny", by=BY, why="now")
-            start = time.monotonic()
             await until(lambda: service.models["tiny"].version == "2")
-            assert time.monotonic() - start < 2
-            loads.wait_s = 0.0
+            assert len(loads.made) == 2  # the third is still being loaded
+            loads.open.set()
 
     asyncio.run(work())
 

@@ -16,7 +16,7 @@ from time import monotonic
 from typing import Any
 
 from lowbit.errors import LowbitError, UsageError
-from lowbit.registry.records import CHAMPION, ModelVersion
+from lowbit.registry.records import ModelVersion
 from lowbit.registry.registry import Registry
 from lowbit.rollout.store import Rollouts
 from lowbit.serving.fleet.counting import CRASHED, OUT_OF_MEMORY, StepCount, out_of_memory
@@ -25,6 +25,7 @@ from lowbit.serving.fleet.followed import Followed, versions_of, wanted
 from lowbit.serving.fleet.model import Model
 from lowbit.serving.fleet.reporting import Reports
 from lowbit.serving.fleet.shadowing import Shadowing
+from lowbit.serving.fleet.taking_back import taken_back
 from lowbit.serving.fleet.threads import Thread
 from lowbit.serving.fleet.trial import Trial, alike
 from lowbit.serving.reloading import Source
@@ -147,7 +148,7 @@ class Follower(Observer):
             never = [
                 each for digest, each in before.items() if digest not in kept and not any(each is other for other in reached)
             ]  # wanted no more once loaded
-            for gone in reached:
+            for gone in (*reached, *never):
                 self._beside("freeing an old version failed", self._free(gone))
         for digest, version in listed.items():
             if digest not in model.loaded and digest not in model.loading and digest not in model.failed:
@@ -282,22 +283,6 @@ class Follower(Observer):
             if str(each.number) == version:
                 arm.labelled(right=right)
                 counts.changed = True
-
-
-def taken_back(registry: Registry, rollouts: Rollouts, model: str, version: str, *, by: str, why: str) -> dict[str, Any]:
-    """See `Follower.roll_back`. Reads and writes the disk."""
-    running, champion, done = rollouts.running(model), registry.aliases(model).get(CHAMPION), dict[str, Any]()
-    tried = None if running is None else {each.digest: each for each in registry.versions(model)}[running.candidate]
-    if champion is not None and str(champion.number) == version:
-        event = registry.rollback(model, by=by, why=why)
-        if event.after == champion.digest:
-            raise UsageError(f"Version {version} is what was gone back to already.", "Promote another version instead.")
-        done = {"alias": event.alias, "before": event.before, "after": event.after, "event": event.id}
-    elif tried is None or str(tried.number) != version:
-        return {"said": f"Version {version} is neither the champion nor tried any more: nothing was changed."}
-    if running is not None:  # also a comparison with a champion that is none any more
-        done |= {"rollout": running.id, "state": rollouts.abort(running.id, by=by, why=why).state}
-    return done
 
 
 @contextlib.asynccontextmanager

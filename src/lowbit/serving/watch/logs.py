@@ -76,7 +76,9 @@ def logged(event: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         except Exception:
             failed(event)
 
-    return asyncio.get_running_loop().create_task(watched())
+    task = asyncio.get_running_loop().create_task(watched())
+    task.add_done_callback(lambda _: work.close())  # cancelled before it began, it would be called forgotten
+    return task
 
 
 class RequestLog(Observer):

@@ -67,7 +67,7 @@ function card(model, version) {
       version.share > 0 && h("span", { class: "soft" }, `answers ${share(version.share)}`),
       version.share === 0 && version.loaded && h("span", { class: "soft" }, "loaded"),
     ),
-    h("p", {}, `${version.precision} on ${version.runtime}, ${size(version.size_bytes)}, ${origin(version)}.`),
+    h("p", {}, `${version.precision} on ${version.runtime}, ${size(version.lineage.artifact_bytes ?? version.size_bytes)}, ${origin(version)}.`),
     h("p", { class: "note" }, "Registered ", time(version.created), ` by ${version.by}`),
     more("Where it comes from", "lineage", lineage(version)),
   );
