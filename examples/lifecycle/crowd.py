@@ -1,4 +1,4 @@
-"""Users of a server, in a thread: each request is one real image, and each answer is compared with what its version would say."""
+"""Users of a server, in a thread: each request is a few real images, and each answer is compared with what its version would say."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ from numpy.typing import NDArray
 from lowbit.serving.load import http_client
 from lowbit.serving.load.load_targets import body, parse_answer
 
-CLIENTS = 8
+CLIENTS, PAUSE_S = 6, 0.025
+"""Users think between an answer and the next request: a server that is never idle has no time to answer again at full precision."""
+ROWS = 4
+"""Images in a request."""
 LABELLED = 20
 """One answer of so many is told its label afterwards."""
 CLOSE = 0.02
@@ -56,8 +59,9 @@ class Crowd:
         """Nobody asks yet."""
         parts = urlsplit(url)
         self._host, self._port, self._model, self._key = parts.hostname or "", parts.port or 80, model, key
-        self._images, self._labels = images, labels
-        self._bodies = [body({"image": image[None]}) for image in images]
+        self._labels = labels
+        self._chosen = np.random.default_rng(0).permutation(len(images) // ROWS * ROWS).reshape(-1, ROWS)
+        self._bodies = [body({"image": images[rows]}) for rows in self._chosen]
         self.seen, self.answers = Seen(), dict[str, NDArray[np.float32]]()
         self._over = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._all()), name="crowd")
@@ -81,7 +85,8 @@ class Crowd:
         """One client: the next request follows the last answer."""
         rng, connection = np.random.default_rng(number), await http_client.connect(self._host, self._port)
         while not self._over.is_set():
-            index = int(rng.integers(len(self._images)))
+            await asyncio.sleep(float(rng.exponential(PAUSE_S)))
+            index = int(rng.integers(len(self._chosen)))
             name = uuid.UUID(bytes=rng.bytes(16)).hex
             raw, split = self._bodies[index]
             headers = {"x-api-key": self._key, "x-request-id": name, "Inference-Header-Content-Length": str(split)}
@@ -95,17 +100,17 @@ class Crowd:
             if answer.status != 200:
                 self.seen.lost[f"{answer.status} {answer.body[:80].decode(errors='replace')}"] += 1
                 continue
-            self._check(index, answer)
+            self._check(self._chosen[index], answer)
             if rng.integers(LABELLED) == 0:
-                told = json.dumps({"request_id": name, "label": int(self._labels[index])}).encode()
+                told = json.dumps({"request_id": name, "label": self._labels[self._chosen[index]].tolist()}).encode()
                 await connection.ask(self._request("/v1/feedback", {"x-api-key": self._key}, told))
 
-    def _check(self, index: int, answer: http_client.Response) -> None:
+    def _check(self, rows: NDArray[np.int64], answer: http_client.Response) -> None:
         found = parse_answer(answer)
         self.seen.answered[found.version] += 1
         self.seen.recent.append((time.time(), found.version))
-        wanted = self.answers[found.version][index]
-        self.seen.swapped += not np.allclose(found.outputs["logits"][0], wanted, atol=CLOSE * float(np.abs(wanted).max()))
+        wanted = self.answers[found.version][rows]
+        self.seen.swapped += not np.allclose(found.outputs["logits"], wanted, atol=CLOSE * float(np.abs(wanted).max()))
 
     def _request(self, target: str, headers: Mapping[str, str], raw: bytes) -> bytes:
         return http_client.request("POST", target, f"{self._host}:{self._port}", headers, raw)

@@ -36,10 +36,10 @@ MODEL = "fashion"
 PLAN = """
 steps: [20%, 50%, 100%]  # a distribution of confidences needs its 2,000 answers: at 1 % that would take a day of this traffic
 step_s: 2
-min_requests: 2000
+min_requests: 500  # of four images each
 deadline_s: 300  # 2,000 answers take some seconds, or minutes on a machine that has much else to do
 look_s: 1
-shadow: 5%
+shadow: 30%
 """
 BAD = ("wrong", "shifted", "slow", "crashing")
 WAIT_S = 960.0
@@ -206,7 +206,8 @@ def report(crowd: Crowd, story: Story) -> None:
     seen = crowd.seen
     story.facts |= {"answered": dict(seen.answered), "lost": dict(seen.lost), "swapped": seen.swapped}
     shares = ", ".join(f"{count:,} by version {version}" for version, count in sorted(seen.answered.items()))
-    story.tell(f"{sum(seen.answered.values()):,} answers ({shares}); lost: {sum(seen.lost.values())}; not their version's: {seen.swapped}")
+    lost, swapped = sum(seen.lost.values()), seen.swapped
+    story.tell(f"{sum(seen.answered.values()):,} requests answered ({shares}); lost: {lost}; not their version's: {swapped}")
     story.expect(not seen.lost, f"no request is lost: {dict(seen.lost)}")
     story.expect(not seen.swapped, "every answer is its version's own")
 

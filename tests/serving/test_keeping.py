@@ -24,16 +24,16 @@ from lowbit.monitoring.sla import Sla
 from lowbit.monitoring.store import Monitoring
 from lowbit.monitoring.tally import Key
 from lowbit.serving.answer.answered import Answered, Caller
+from lowbit.serving.keep.keeping import Keeper
+from lowbit.serving.keep.kept_metrics import KeptFacts
+from lowbit.serving.keep.settings import KeepSettings
+from lowbit.serving.keep.spending import Price, Spending
 from lowbit.serving.protocol.requests import InferRequest
 from lowbit.serving.run import deployment
 from lowbit.serving.run.deployment import Deployment
 from lowbit.serving.settings import Settings
-from lowbit.serving.watch.keeping import Keeper
-from lowbit.serving.watch.kept_metrics import KeptFacts
 from lowbit.serving.watch.observing import Observer
 from lowbit.serving.watch.recording import Recorder
-from lowbit.serving.watch.settings import KeepSettings
-from lowbit.serving.watch.spending import Price, Spending
 from lowbit.serving.watch.watching import Watching
 from small_models import images
 
@@ -296,7 +296,7 @@ def test_a_budget_that_burns_is_told_when_it_begins_and_when_it_is_over(tmp_path
     from lowbit.monitoring.latency import COUNTS, bin_of
     from lowbit.monitoring.tally import Tally
     from lowbit.monitoring.windows import Window
-    from lowbit.serving.watch.budget import Budget
+    from lowbit.serving.keep.budget import Budget
 
     told: list[Alert] = []
     key, begin = Key("net", "1", "int8"), 1_000_000.0

@@ -11,11 +11,11 @@ from serving_case import INPUT, INT8, OUTPUT, tiny_bundle
 
 from lowbit.monitoring.tally import Key
 from lowbit.serving.answer.answered import Answered, Caller
+from lowbit.serving.keep.backlog import Backlog
+from lowbit.serving.keep.keepsakes import Predictions, Sampler, predictions_of, samples_of
 from lowbit.serving.protocol.requests import InferRequest
 from lowbit.serving.run import deployment
 from lowbit.serving.run.deployment import Deployment
-from lowbit.serving.watch.backlog import Backlog
-from lowbit.serving.watch.keepsakes import Predictions, Sampler, predictions_of, samples_of
 from small_models import images
 
 

@@ -17,13 +17,13 @@ from lowbit.monitoring.latency import bin_of
 from lowbit.monitoring.snapshots import Snapshot
 from lowbit.monitoring.tally import Key
 from lowbit.serving.answer.answered import Answered, Caller
+from lowbit.serving.keep.spending import Ran
 from lowbit.serving.protocol.refusals import Malformed, Refusal, TooLate
 from lowbit.serving.protocol.requests import InferRequest
 from lowbit.serving.run import deployment
 from lowbit.serving.run.deployment import Deployment
 from lowbit.serving.watch.numbers import Columns, Moments
 from lowbit.serving.watch.recording import Record, Recorder
-from lowbit.serving.watch.spending import Ran
 from lowbit.types import TensorInfo
 from small_models import images
 

@@ -13,8 +13,8 @@ from lowbit.cli.serve_keeping import price_of, read_keeping
 from lowbit.errors import UsageError
 from lowbit.monitoring.samples import Redaction
 from lowbit.monitoring.sla import Sla
-from lowbit.serving.watch.settings import KeepSettings
-from lowbit.serving.watch.spending import Price
+from lowbit.serving.keep.settings import KeepSettings
+from lowbit.serving.keep.spending import Price
 
 NOTHING: dict[str, Any] = {
     "window_every": 60.0,

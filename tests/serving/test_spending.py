@@ -8,7 +8,7 @@ import pytest
 
 from lowbit.measure.energy import Meter
 from lowbit.monitoring.tally import Key
-from lowbit.serving.watch.spending import ELSEWHERE, SHARED, Price, Ran, Spending, bill, of_server
+from lowbit.serving.keep.spending import ELSEWHERE, SHARED, Price, Ran, Spending, bill, of_server
 
 FAST, SLOW = Key("net", "1", "int8"), Key("net", "1", "fp32")
 

@@ -49,7 +49,7 @@ def read_keeping(options: dict[str, Any]) -> Any:
     """
     from lowbit.monitoring.samples import Redaction
     from lowbit.monitoring.sla import Sla
-    from lowbit.serving.watch.settings import KeepSettings
+    from lowbit.serving.keep.settings import KeepSettings
 
     if options["window_every"] < 1:
         raise UsageError(f"A window of {options['window_every']:g} s is too short.", "Give --window-every 1s or more.")
@@ -77,7 +77,7 @@ def price_of(text: str) -> Any:
     Raises:
         UsageError: neither a price nor an instance of the table.
     """
-    from lowbit.serving.watch.spending import Price
+    from lowbit.serving.keep.spending import Price
 
     try:
         usd = float(text.removeprefix("$"))
@@ -90,7 +90,7 @@ def price_of(text: str) -> Any:
 
 def _from_table(instance: str) -> Any:
     from lowbit.cost.prices import own_table
-    from lowbit.serving.watch.spending import Price
+    from lowbit.serving.keep.spending import Price
 
     try:
         row = own_table().find(instance)

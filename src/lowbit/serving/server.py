@@ -36,7 +36,7 @@ from lowbit.serving.web.rest import Rest
 if TYPE_CHECKING:
     from lowbit.serving.fleet.followed import Followed
     from lowbit.serving.fleet.follower import Follower
-    from lowbit.serving.watch.keeping import Keeper
+    from lowbit.serving.keep.keeping import Keeper
 
 STOPPING = (signal.SIGTERM, signal.SIGINT)
 RELOADING = signal.SIGHUP

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lowbit.serving.cache.settings import CacheSettings
+from lowbit.serving.keep.settings import KeepSettings
 from lowbit.serving.run.deployment import CHOSEN, FULL, Limits
 from lowbit.serving.run.ray_engine import RaySettings
-from lowbit.serving.watch.settings import KeepSettings
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,11 @@ import numpy as np
 from lowbit.measure.compare import BINS
 from lowbit.monitoring.latency import COUNTS, bin_of
 from lowbit.monitoring.tally import Key
+from lowbit.serving.keep.spending import Ran
 from lowbit.serving.run.deployment import CHOSEN
 from lowbit.serving.watch.logs import FAULTS
 from lowbit.serving.watch.numbers import WHOLE, Columns, Moments, places
 from lowbit.serving.watch.observing import Observer
-from lowbit.serving.watch.spending import Ran
 from lowbit.types import Array, Feeds, TensorInfo
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from lowbit.bundle.manifest import write_atomic
 from lowbit.errors import LowbitError, UsageError
+from lowbit.serving.keep.keeping import Keeper
+from lowbit.serving.keep.kept_metrics import KeptFacts
 from lowbit.serving.run.deployment import Deployment
 from lowbit.serving.settings import Settings
-from lowbit.serving.watch.keeping import Keeper
-from lowbit.serving.watch.kept_metrics import KeptFacts
 from lowbit.serving.watch.logs import RequestLog
 from lowbit.serving.watch.metrics import Metrics
 from lowbit.serving.watch.observing import Observer

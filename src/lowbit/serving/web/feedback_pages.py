@@ -12,9 +12,9 @@ from typing import Any
 
 from lowbit.errors import UsageError
 from lowbit.monitoring.labels import Joined
+from lowbit.serving.keep.keeping import Keeper
 from lowbit.serving.protocol.refusals import Malformed, NotServed
 from lowbit.serving.service import Service
-from lowbit.serving.watch.keeping import Keeper
 from lowbit.serving.web.pages import Asked, Page, Pages
 
 MOST_LABELS = 1_000

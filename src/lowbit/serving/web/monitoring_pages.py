@@ -25,9 +25,9 @@ from lowbit.monitoring.rules import Rules, evaluate
 from lowbit.monitoring.store import Monitoring
 from lowbit.monitoring.tally import Key
 from lowbit.monitoring.windows import Window
+from lowbit.serving.keep.keeping import Keeper
 from lowbit.serving.protocol.refusals import Malformed, NotServed, Refusal
 from lowbit.serving.service import Service
-from lowbit.serving.watch.keeping import Keeper
 from lowbit.serving.web import feedback_pages
 from lowbit.serving.web.pages import Asked, Page, Pages
 

@@ -18,17 +18,17 @@ from lowbit.monitoring.labels import Joined
 from lowbit.monitoring.rules import Rules
 from lowbit.monitoring.store import Monitoring
 from lowbit.monitoring.tally import Key
+from lowbit.serving.keep.books import ANSWERS, SAMPLES, Books
+from lowbit.serving.keep.budget import Budget
+from lowbit.serving.keep.keepsakes import Predictions, Sampler
+from lowbit.serving.keep.settings import KeepSettings
+from lowbit.serving.keep.spending import Ran, Spending, Spent, bill, of_server
 from lowbit.serving.protocol.refusals import Unavailable
 from lowbit.serving.run.deployment import Deployment
 from lowbit.serving.settings import Settings
 from lowbit.serving.watch import logs
-from lowbit.serving.watch.books import ANSWERS, SAMPLES, Books
-from lowbit.serving.watch.budget import Budget
-from lowbit.serving.watch.keepsakes import Predictions, Sampler
 from lowbit.serving.watch.observing import Observer
 from lowbit.serving.watch.recording import Recorder
-from lowbit.serving.watch.settings import KeepSettings
-from lowbit.serving.watch.spending import Ran, Spending, Spent, bill, of_server
 
 FLUSH_S = 1.0
 """Answers and samples are written so often."""

@@ -18,7 +18,7 @@ from lowbit.monitoring.labels import Prediction
 from lowbit.monitoring.samples import Sample
 from lowbit.monitoring.tally import Key
 from lowbit.serving.answer.certainty import ClassReader
-from lowbit.serving.watch.backlog import Backlog
+from lowbit.serving.keep.backlog import Backlog
 from lowbit.serving.watch.observing import Observer
 from lowbit.types import Array, Feeds
 

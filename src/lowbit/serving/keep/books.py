@@ -24,11 +24,11 @@ from lowbit.monitoring.snapshots import Snapshot, between
 from lowbit.monitoring.store import Monitoring
 from lowbit.monitoring.tally import Key
 from lowbit.monitoring.windows import Window
+from lowbit.serving.keep.budget import Budget
+from lowbit.serving.keep.keepsakes import Given, Taken, predictions_of, samples_of
+from lowbit.serving.keep.spending import Ran, Spending, Spent
 from lowbit.serving.run.deployment import Deployment
 from lowbit.serving.watch import logs
-from lowbit.serving.watch.budget import Budget
-from lowbit.serving.watch.keepsakes import Given, Taken, predictions_of, samples_of
-from lowbit.serving.watch.spending import Ran, Spending, Spent
 
 PRUNE_S = 3600.0
 """What is older than it may get is deleted so often."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from lowbit.monitoring.samples import Redaction
 from lowbit.monitoring.sla import Sla
 from lowbit.monitoring.store import DAY_S, Retention
-from lowbit.serving.watch.spending import Price
+from lowbit.serving.keep.spending import Price
 
 WINDOW_S = 60.0
 

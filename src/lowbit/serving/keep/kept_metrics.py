@@ -14,7 +14,7 @@ from lowbit.monitoring.tally import Key
 
 if TYPE_CHECKING:
     from lowbit.monitoring.looking import Look
-    from lowbit.serving.watch.keeping import Keeper
+    from lowbit.serving.keep.keeping import Keeper
 
 Family = CounterMetricFamily | GaugeMetricFamily
 Values = dict[tuple[str, ...], float]
