@@ -58,7 +58,13 @@ def test_a_swapped_answer_would_be_seen(soak: Any) -> None:
 
 def test_growth_is_measured_behind_the_warm_up(soak: Any) -> None:
     found = soak.Soak({})
-    found.memory[1] = [(float(second), 100.0 + min(second, 30)) for second in range(120)]
+    found.memory[1] = [(float(second), 100.0 + min(second, 30)) for second in range(180)]
     assert found.slope() == pytest.approx(0.0, abs=1e-6)
-    found.memory[2] = [(float(second), 100.0 + second / 10) for second in range(120)]
+    found.memory[2] = [(float(second), 100.0 + second / 10) for second in range(180)]
     assert found.slope() == pytest.approx(6.0)
+
+
+def test_short_lives_have_no_slope(soak: Any) -> None:
+    found = soak.Soak({})
+    found.memory[1] = [(float(second), 100.0 + second / 10) for second in range(110)]
+    assert found.slope() == 0.0

@@ -42,6 +42,8 @@ STOPPING = (signal.SIGTERM, signal.SIGINT)
 RELOADING = signal.SIGHUP
 ACCEPT_S = 0.05
 """So long for what is in the kernel's queue to be accepted."""
+FIRST_S = 1.0
+"""And so long for the first request on a connection that has had none: who has just connected has one in hand."""
 LAST_S = 0.2
 """Behind the last new connection so long: requests on their way are answered, if only with a refusal."""
 
@@ -278,3 +280,7 @@ async def _close(web: HttpServer, listening: socket.socket) -> None:
     for server in web.servers:
         server.close()
     await asyncio.sleep(LAST_S)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(FIRST_S):
+            while any(getattr(each, "cycle", each) is None for each in web.server_state.connections):
+                await asyncio.sleep(LAST_S / 10)
