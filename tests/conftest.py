@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from headless_chromium import Chromium
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -24,6 +28,17 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         missing("../shared/data")
     return SHARED
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
+    """A headless browser; its tests skip where there is none."""
+    from headless_chromium import PROGRAM, Chromium
+
+    if PROGRAM is None:
+        missing("chromium")
+    with Chromium(tmp_path_factory.mktemp("chromium")) as chromium:
+        yield chromium
 
 
 @pytest.fixture(scope="module")

@@ -20,11 +20,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import yaml
 
-from lowbit.errors import UsageError, unknown
+from lowbit.errors import UsageError
+from lowbit.strict import check_keys, word
 from lowbit.types import RangeMethod
 
 Dtype = Literal["int8", "uint8", "int4", "uint4", "int3", "int2", "int1", "int16", "uint16", "fp16", "bf16", "fp32"]
@@ -100,14 +101,14 @@ class Recipe:
         values: dict[str, Any] = dict(raw)
         if (schema := values.pop("schema", 1)) != 1:
             raise UsageError(f"Recipe schema {schema} is not known; this version reads schema 1.")
-        _check_keys("recipe key", values, tuple(each.name for each in fields(cls)))
+        check_keys("recipe key", values, (each.name for each in fields(cls)))
         if missing := [key for key in ("name", "method", "weights") if key not in values]:
             raise UsageError(f"The recipe lacks {', '.join(missing)}.")
-        _check_value("method", values["method"], Method)
+        word("method", values["method"], Method)
         for transform in values.get("transforms") or ():
-            _check_value("transform", transform, Transform)
+            word("transform", transform, Transform)
         if values.get("ranges") is not None:
-            _check_value("range method", values["ranges"], RangeMethod)
+            word("range method", values["ranges"], RangeMethod)
         return cls(
             name=str(values["name"]),
             method=values["method"],
@@ -152,23 +153,12 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _check_keys(kind: str, values: dict[str, Any], allowed: tuple[str, ...]) -> None:
-    for key in values:
-        if key not in allowed:
-            raise unknown(kind, key, allowed)
-
-
-def _check_value(kind: str, value: object, allowed: Any) -> None:
-    if value not in get_args(allowed):
-        raise unknown(kind, value, get_args(allowed))
-
-
 def _spec(raw: object) -> QuantSpec:
     if not isinstance(raw, dict):
         raise UsageError(f"'{raw}' is not a quantization spec: give dtype, granularity and symmetric.")
-    _check_keys("quantization key", raw, ("dtype", "granularity", "symmetric", "block"))
-    _check_value("dtype", raw.get("dtype"), Dtype)
-    _check_value("granularity", raw.get("granularity", "per-tensor"), Granularity)
+    check_keys("quantization key", raw, ("dtype", "granularity", "symmetric", "block"))
+    word("dtype", raw.get("dtype"), Dtype)
+    word("granularity", raw.get("granularity", "per-tensor"), Granularity)
     granularity, block = raw.get("granularity", "per-tensor"), raw.get("block")
     if block is not None and (granularity != "per-group" or isinstance(block, bool) or not isinstance(block, int) or block < 1):
         raise UsageError(f"Block '{block}' with granularity {granularity}: a block is a positive number, and only per-group has one.")

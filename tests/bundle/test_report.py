@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 from bundle_examples import CANDIDATES, EXAMPLES, comparison, keep, provisional, recover, ship, single, text
-from headless_chromium import PROGRAM, Chromium
+from headless_chromium import Chromium
 
-from conftest import missing
 from lowbit.bundle.report import render_report
 from lowbit.types import SliceResult
 
@@ -145,14 +144,6 @@ def test_the_source_refers_to_nothing_outside(name: str) -> None:
     page = render_report(EXAMPLES[name]())
     assert not re.search(r"(?:src|href|srcset|action|data)\s*=\s*[\"'](?!data:|#)", page)
     assert not re.search(r"url\(|@import|https?:|<script|<iframe|<object", page)
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> object:
-    if PROGRAM is None:
-        missing("chromium")
-    with Chromium(tmp_path_factory.mktemp("chromium")) as chromium:
-        yield chromium
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from bundle_examples import keep, recover, ship
 from cli_runner import Shell, lowbit
-from headless_chromium import PROGRAM, Chromium
+from headless_chromium import Chromium
 
-from conftest import missing
 from lowbit.bundle.schema import Manifest
 from lowbit.cli import assess as verb
 from lowbit.cli.assess_bundle import evidence_of
@@ -155,14 +154,6 @@ def test_evidence_of_a_bundle(make: Callable[[], Manifest]) -> None:
 
 
 # The page ----------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
-    if PROGRAM is None:
-        missing("chromium")
-    with Chromium(tmp_path_factory.mktemp("chromium")) as chromium:
-        yield chromium
 
 
 def demo_page() -> str:

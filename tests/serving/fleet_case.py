@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from serving_case import INPUT, Clients, until
+import pytest
+from serving_case import INPUT, Clients, Running, running, tiny_bundle, until
+from test_life import call
 
 from lowbit.registry.records import ModelVersion
 from lowbit.registry.registry import Registry
@@ -22,6 +24,8 @@ from small_models import images
 
 ROWS = 8
 BY = "a test"
+GUARDED = {"guardrails": [{"kind": "errors", "margin": "20%"}]}
+"""A healthy candidate passes this soon."""
 
 
 def body(number: int = 0, rows: int = ROWS) -> bytes:
@@ -122,3 +126,37 @@ def opened(folder: Path, champion: Path) -> Iterator[Case]:
         case = Case(folder, registry, Rollouts(registry))
         registry.promote(case.push(champion), by=BY, why="the first")
         yield case
+
+
+# Fixtures, by their names: a module imports what its tests ask for.
+
+
+@pytest.fixture(scope="module", name="case")
+def a_case(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
+    """A registry whose champion is the first bundle."""
+    root = tmp_path_factory.mktemp("fleet")
+    yield from opened(root / "registry", tiny_bundle(root / "first" / "tiny", note="first"))
+
+
+@pytest.fixture(scope="module", name="other")
+def another(case: Case, tmp_path_factory: pytest.TempPathFactory) -> ModelVersion:
+    """A version as good as the champion."""
+    return case.push(tiny_bundle(tmp_path_factory.mktemp("other") / "tiny", note="other"))
+
+
+@pytest.fixture(scope="module", name="champion")
+def the_champion(case: Case) -> ModelVersion:
+    """As the registry has it when it is first asked for."""
+    return case.registry.resolve("tiny@champion")
+
+
+@pytest.fixture(scope="module", name="server")
+def a_server(case: Case) -> Iterator[Running]:
+    """Of the champion."""
+    with running("tiny@champion", options=("--registry", case.folder)) as made:
+        yield made
+
+
+def versions(server: Running, **headers: str) -> list[str]:
+    """Of "tiny", that a server says it has."""
+    return list(call(f"{server.url}/v2/models/tiny", **headers)[1]["versions"])

@@ -4,45 +4,15 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from bad_bundles import make_bad
-from fleet_case import BY, Asking, Case, body, opened
+from fleet_case import BY, GUARDED, Asking, Case, a_case, a_server, another, body, the_champion, versions  # noqa: F401 - fixtures, by their names
 from serving_case import Running, running, tiny_bundle, until
 from test_life import call
 
 from lowbit.registry.records import ModelVersion
-
-GUARDED = {"guardrails": [{"kind": "errors", "margin": "20%"}]}
-"""A healthy candidate passes this soon."""
-
-
-@pytest.fixture(scope="module")
-def case(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
-    root = tmp_path_factory.mktemp("fleet")
-    yield from opened(root / "registry", tiny_bundle(root / "first" / "tiny", note="first"))
-
-
-@pytest.fixture(scope="module")
-def other(case: Case, tmp_path_factory: pytest.TempPathFactory) -> ModelVersion:
-    return case.push(tiny_bundle(tmp_path_factory.mktemp("other") / "tiny", note="other"))
-
-
-@pytest.fixture(scope="module")
-def champion(case: Case) -> ModelVersion:
-    return case.registry.resolve("tiny@champion")
-
-
-@pytest.fixture(scope="module")
-def server(case: Case) -> Iterator[Running]:
-    with running("tiny@champion", options=("--registry", case.folder)) as made:
-        yield made
-
-
-def versions(server: Running, **headers: str) -> list[str]:
-    return list(call(f"{server.url}/v2/models/tiny", **headers)[1]["versions"])
 
 
 def test_it_serves_the_champion_by_its_number(server: Running, champion: ModelVersion, case: Case) -> None:

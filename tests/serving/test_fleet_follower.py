@@ -311,9 +311,12 @@ def test_a_rollout_that_ends_while_its_candidate_is_loaded_leaves_no_trace(case:
             rollout = case.start(other)
             await until(lambda: not case.rollouts.get(rollout.id).open and not follower.models["tiny"].loading)
             await until(lambda: not follower.deaths._held)
+            assert case.rollouts.get(rollout.id).state == "aborted"
+            assert not (follower.deaths._folder / rollout.id).exists()
             follower.deaths._held["gone"] = (case.folder / "gone").open("wb")
             follower.deaths._held["gone"].close()
             follower.deaths.beat()  # let go on the event loop just now
+            assert list(follower.deaths._held) == ["gone"]
 
     asyncio.run(work())
 

@@ -10,13 +10,12 @@ from typing import Any
 import pytest
 from asgi_case import Answered, ask, call
 from clients_case import run
-from headless_chromium import PROGRAM, Chromium
+from headless_chromium import Chromium
 from jsonschema import Draft202012Validator
 from serving_case import running, tiny_bundle
 from test_predict import PNG, form, png
 from test_rest import question
 
-from conftest import missing
 from lowbit.serving.web.openapi import Docs
 from lowbit.serving.web.predict import Predict
 from lowbit.serving.web.rest import Rest
@@ -116,14 +115,6 @@ def test_schemathesis_finds_nothing(tiny: Path) -> None:
     assert len(refused) > 100
     assert {each.get("status") for each in refused} & {500, 501, 502} == set()
     assert [each for each in refused if "trace" in each] == []
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
-    if PROGRAM is None:
-        missing("chromium")
-    with Chromium(tmp_path_factory.mktemp("chromium")) as chromium:
-        yield chromium
 
 
 @pytest.mark.parametrize("width", [1280, 390])

@@ -13,11 +13,10 @@ from pathlib import Path
 import pytest
 from asgi_case import Answered, call
 from bad_bundles import make_bad
-from headless_chromium import PROGRAM, Chromium
+from headless_chromium import Chromium
 from headless_chromium import Page as Opened
 from serving_case import INPUT, INT8, Clients, Running, running, tiny_bundle, until
 
-from conftest import missing
 from lowbit.monitoring.baseline import Baseline
 from lowbit.monitoring.findings import Finding, Kind
 from lowbit.monitoring.store import Monitoring
@@ -155,14 +154,6 @@ def test_the_commands_that_it_names_parse() -> None:
 EVIL = "<img src=x onerror=alert(1)><script>alert(2)</script>\"'&"
 KEY = "the key"
 VIEWS = ("now", "models", "rollouts", "traffic", "reviews", "cost", "audit")
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
-    if PROGRAM is None:
-        missing("chromium")
-    with Chromium(tmp_path_factory.mktemp("chromium")) as chromium:
-        yield chromium
 
 
 @pytest.fixture(scope="module")

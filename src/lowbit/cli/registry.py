@@ -187,11 +187,7 @@ def promote(ref: str, alias: str, expect: str | None, why: str, dry_run: bool, f
     with _open(folder) as registry:
         version = registry.resolve(ref)
         expected = ANY if expect is None else None if expect == "none" else registry.resolve(expect).digest
-        with attempt(registry, dry_run):
-            head = registry.head()
-            event = registry.promote(version, alias=alias, expect=expected, by=by, why=why)
-            after = registry.head()
-        _moved(registry, event, (head, after), dry_run, form)
+        _move(registry, lambda: registry.promote(version, alias=alias, expect=expected, by=by, why=why), dry_run, form)
 
 
 @command.command("rollback", short_help="Let an alias name again what it named before.")
@@ -216,11 +212,7 @@ def rollback(model: str, alias: str, to: str | None, why: str, dry_run: bool, fo
         raise UsageError(f"A rollback takes a model, and '{model}' is a version.", f"lowbit registry rollback {name} --to {model}")
     with _open(folder) as registry:
         target = None if to is None else int(to) if to.isdecimal() else registry.resolve(to if "@" in to else f"{model}@{to}").digest
-        with attempt(registry, dry_run):
-            head = registry.head()
-            event = registry.rollback(model, alias=alias, to=target, by=by, why=why)
-            after = registry.head()
-        _moved(registry, event, (head, after), dry_run, form)
+        _move(registry, lambda: registry.rollback(model, alias=alias, to=target, by=by, why=why), dry_run, form)
 
 
 @command.command("history", short_help="Show every move of a model's aliases.")
@@ -405,6 +397,15 @@ def attempt(registry: Registry, dry_run: bool) -> Iterator[None]:
         yield
         if dry_run:
             raise _Undone
+
+
+def _move(registry: Registry, move: Callable[[], AliasEvent], dry_run: bool, form: str) -> None:
+    """Moves an alias, or tries it, and says so once it is done."""
+    with attempt(registry, dry_run):
+        head = registry.head()
+        event = move()
+        after = registry.head()
+    _moved(registry, event, (head, after), dry_run, form)
 
 
 def _moved(registry: Registry, event: AliasEvent, heads: tuple[str, str], dry_run: bool, form: str) -> None:

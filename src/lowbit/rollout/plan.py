@@ -30,7 +30,8 @@ from typing import Any, Literal, get_args
 
 import yaml
 
-from lowbit.errors import UsageError, unknown
+from lowbit.errors import UsageError
+from lowbit.strict import check_keys, mapping, word
 
 Mode = Literal["canary", "ab", "shadow"]
 Kind = Literal["errors", "p99", "disagreement", "confidence", "accuracy", "cost"]
@@ -137,11 +138,11 @@ class Plan:
         Raises:
             UsageError: a key or word that is not known, a value of the wrong kind, or parts that do not fit each other.
         """
-        values = _mapping("A rollout plan", raw)
+        values = mapping("A rollout plan", raw)
         if (schema := values.pop("schema", 1)) != 1:
             raise UsageError(f"Rollout plan schema {schema!r} is not known; this version reads schema 1.")
-        _check_keys("plan key", values, cls)
-        mode = _word("mode", values.get("mode", "canary"), Mode)
+        check_keys("plan key", values, (each.name for each in fields(cls)))
+        mode = word("mode", values.get("mode", "canary"), Mode)
         read = {name: reader(name, values[name]) for name, reader in _READERS.items() if name in values}
         if mode == "shadow":
             read = {"shadow": 1.0} | read  # nobody waits for a mirrored answer: mirror what the machine can take
@@ -226,16 +227,16 @@ def _check_guardrails(guardrails: tuple[Guardrail, ...]) -> None:
 
 
 def _guardrail(raw: object) -> Guardrail:
-    values = _mapping("A guardrail", raw)
-    _check_keys("guardrail key", values, Guardrail)
+    values = mapping("A guardrail", raw)
+    check_keys("guardrail key", values, (each.name for each in fields(Guardrail)))
     if "kind" not in values:
         raise UsageError("A guardrail needs its kind.", f"There are {', '.join(KINDS)}.")
-    kind = _word("guardrail", values["kind"], Kind)
+    kind = word("guardrail", values["kind"], Kind)
     usual = next(each for each in GUARDRAILS if each.kind == kind)
     tolerance = amount("tolerance", values.get("tolerance", usual.tolerance))
     margin = amount("margin", values.get("margin", max(usual.margin, 2 * tolerance)))
     weight = amount("weight", values.get("weight", usual.weight))
-    return Guardrail(kind, tolerance, margin, _word("word for required", values.get("required", usual.required), Need), weight)
+    return Guardrail(kind, tolerance, margin, word("word for required", values.get("required", usual.required), Need), weight)
 
 
 def _guardrails(name: str, raw: object) -> tuple[Guardrail, ...]:
@@ -271,29 +272,10 @@ _READERS: Mapping[str, Any] = {
     "step_s": _seconds,
     "min_requests": _count,
     "deadline_s": _seconds,
-    "overdue": lambda name, raw: _word(f"word for {name}", raw, Overdue),
+    "overdue": lambda name, raw: word(f"word for {name}", raw, Overdue),
     "look_s": _seconds,
     "shadow": amount,
     "guardrails": _guardrails,
     "alpha": amount,
     "beta": amount,
 }
-
-
-def _mapping(what: str, raw: object) -> dict[str, Any]:
-    if not isinstance(raw, Mapping):
-        raise UsageError(f"{what} must be a mapping, not {raw!r}.")
-    return dict(raw)
-
-
-def _check_keys(kind: str, values: Mapping[str, Any], record: type[Any]) -> None:
-    allowed = [each.name for each in fields(record)]
-    for key in values:
-        if key not in allowed:
-            raise unknown(kind, key, allowed)
-
-
-def _word(kind: str, value: object, allowed: Any) -> Any:
-    if value not in get_args(allowed):
-        raise unknown(kind, value, get_args(allowed))
-    return value

@@ -61,6 +61,13 @@ class Answered:
     escalated_to: str | None = None
     uncertain: int | None = None
     review: str | None = None
+    _top: list[tuple[Array, Array]] = field(default_factory=list, init=False, compare=False, repr=False)
+
+    def top(self, reader: ClassReader) -> tuple[Array, Array]:
+        """Confidence and class of each row, by the reader of the deployment that answered; worked out once, whoever asks."""
+        if not self._top:
+            self._top.append(reader.top(self.outputs))
+        return self._top[0]
 
 
 def said(found: Answered) -> dict[str, Parameter]:

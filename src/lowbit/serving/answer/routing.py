@@ -32,12 +32,13 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import yaml
 
 from lowbit.errors import UsageError, unknown
 from lowbit.serving.run.deployment import CHOSEN, FULL
+from lowbit.strict import check_keys, mapping, word
 
 Asked = Literal["first", "never"]
 By = Literal["margin", "confidence"]
@@ -154,20 +155,20 @@ class RoutingPolicy:
             raw = yaml.safe_load(text)
         except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none is a ValueError
             raise UsageError(f"The routing policy is not YAML: {error}") from error
-        values = _mapping("A routing policy", {} if raw is None else raw)
+        values = mapping("A routing policy", {} if raw is None else raw)
         if (schema := values.pop("schema", 1)) != 1:
             raise UsageError(f"Routing policy schema {schema!r} is not known; this version reads schema 1.")
-        _check_keys("policy key", values, cls)
+        check_keys("policy key", values, (each.name for each in fields(cls)))
         rules = values.get("rules") or []
         if not isinstance(rules, list):
             raise UsageError("The policy's rules must be a list.")
         policy = cls(
             rules=tuple(_rule(each) for each in rules),
             default=_text("default", values.get("default", CHOSEN)),
-            asked=_word("word for asked", values.get("asked", "first"), Asked),
+            asked=word("word for asked", values.get("asked", "first"), Asked),
             escalate=None if values.get("escalate") is None else _escalate(values["escalate"]),
-            review=_word("word for review", values.get("review", "never"), Reviewed),
-            flags={_text("flag", name): share(value) for name, value in _mapping("flags", values.get("flags") or {}).items()},
+            review=word("word for review", values.get("review", "never"), Reviewed),
+            flags={_text("flag", name): share(value) for name, value in mapping("flags", values.get("flags") or {}).items()},
             tenant_header=_text("tenant_header", values.get("tenant_header", "x-tenant")).lower(),
         )
         _check_together(policy)
@@ -277,8 +278,8 @@ def _check_together(policy: RoutingPolicy) -> None:
 
 
 def _rule(raw: object) -> Rule:
-    values = _mapping("A rule", raw)
-    _check_keys("rule key", values, Rule)
+    values = mapping("A rule", raw)
+    check_keys("rule key", values, (each.name for each in fields(Rule)))
     if "name" not in values or "use" not in values:
         raise UsageError("A rule needs a name and the variant to use.", "E.g. {name: critical, when: {critical: true}, use: full}.")
     name = _text("A rule's name", values["name"])
@@ -296,10 +297,10 @@ def _rule(raw: object) -> Rule:
 
 
 def _when(raw: object) -> When:
-    values = _mapping("A rule's conditions", raw)
-    _check_keys("condition", values, When)
+    values = mapping("A rule's conditions", raw)
+    check_keys("condition", values, (each.name for each in fields(When)))
     budget, critical, flag = values.get("budget_below_ms"), values.get("critical"), values.get("flag")
-    headers = _mapping("header", values.get("header") or {})
+    headers = mapping("header", values.get("header") or {})
     if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget < 1e12):
         raise UsageError(f"budget_below_ms must be milliseconds above 0, not {budget!r}.")
     return When(
@@ -313,27 +314,14 @@ def _when(raw: object) -> When:
 
 
 def _escalate(raw: object) -> Escalate:
-    values = _mapping("escalate", raw)
-    _check_keys("escalation key", values, Escalate)
+    values = mapping("escalate", raw)
+    check_keys("escalation key", values, (each.name for each in fields(Escalate)))
     below = values.get("below", "auto")
     if below != "auto" and (isinstance(below, bool) or not isinstance(below, int | float) or not 0 <= below <= 1):
         raise UsageError(f"Escalation below {below!r} is not understood.", "Give a number from 0 to 1, or auto.")
     return Escalate(
-        _text("to", values.get("to", FULL)), None if below == "auto" else float(below), _word("certainty", values.get("by", "margin"), By)
+        _text("to", values.get("to", FULL)), None if below == "auto" else float(below), word("certainty", values.get("by", "margin"), By)
     )
-
-
-def _mapping(what: str, raw: object) -> dict[str, Any]:
-    if not isinstance(raw, dict):
-        raise UsageError(f"{what} must be a mapping, not {raw!r}.")
-    return dict(raw)
-
-
-def _check_keys(kind: str, values: Mapping[str, Any], record: type[Any]) -> None:
-    allowed = [each.name for each in fields(record)]
-    for key in values:
-        if key not in allowed:
-            raise unknown(kind, key, allowed)
 
 
 def _text(what: str, value: object) -> str:
@@ -350,12 +338,6 @@ def _flag(what: str, value: object) -> bool:
     if isinstance(value, bool):
         return value
     raise UsageError(f"{what} must be true or false, not {value!r}.")
-
-
-def _word(kind: str, value: object, allowed: Any) -> Any:
-    if value not in get_args(allowed):
-        raise unknown(kind, value, get_args(allowed))
-    return value
 
 
 def _plain(value: Any) -> Any:

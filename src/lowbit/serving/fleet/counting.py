@@ -53,7 +53,7 @@ class ArmCount:
             self._busy_s += each
             self._busy_squares += each * each
         if self.reader is not None:
-            certain, _ = self.reader.top(found.outputs)
+            certain, _ = found.top(self.reader)
             for place in [int(certain[0] * BINS)] if rows == 1 else (certain * BINS).astype(np.intp).tolist():
                 self._confidence[min(place, BINS - 1)] += 1
 

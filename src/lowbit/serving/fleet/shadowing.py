@@ -73,7 +73,7 @@ class Shadowing:
         if self._chance() >= drawn(trial, side):
             return
         full = side.variant(FULL)
-        predicted = side.reader.top(found.outputs)[1] if side.reader is not None and full is not None else None
+        predicted = found.top(side.reader)[1] if side.reader is not None and full is not None else None
         if trial.mirrored is None:
             if predicted is None:
                 return
@@ -116,7 +116,7 @@ class Shadowing:
             self.failed += 1
             return
         if outputs is not None:
-            differ = int(np.count_nonzero(kept.side.reader.top(outputs.outputs)[1] != kept.predicted))
+            differ = int(np.count_nonzero(outputs.top(kept.side.reader)[1] != kept.predicted))
             trial.counts.shadowed(kept.side is trial.champion, len(kept.predicted), differ)
 
 
@@ -146,7 +146,7 @@ async def _mirrored(trial: Trial, candidate: Deployment, inputs: Feeds) -> None:
     full = candidate.variant(FULL)
     again = found if full is found.variant else await _ran(trial, full, inputs)
     if candidate.reader is not None and again is not None:
-        differ = candidate.reader.top(again.outputs)[1] != candidate.reader.top(found.outputs)[1]
+        differ = again.top(candidate.reader)[1] != found.top(candidate.reader)[1]
         counts.shadowed(False, rows, int(np.count_nonzero(differ)))
 
 

@@ -28,7 +28,6 @@ from lowbit.types import Array, Feeds, TensorInfo
 
 if TYPE_CHECKING:
     from lowbit.serving.answer.answered import Answered, Caller
-    from lowbit.serving.answer.certainty import ClassReader
     from lowbit.serving.protocol.refusals import Refusal
     from lowbit.serving.protocol.requests import InferRequest
     from lowbit.serving.run.deployment import Deployment
@@ -61,8 +60,8 @@ class Record:
         numeric = (info.name for info in deployment.inputs if np.dtype(info.dtype).kind in "fiub")
         self.inputs = {name: Moments() for name in numeric if name not in self.columns}
 
-    def add(self, feeds: Feeds, outputs: Mapping[str, Array], rows: int) -> None:
-        """One request and its answer."""
+    def add(self, feeds: Feeds, outputs: Mapping[str, Array], rows: int, classes: tuple[Array, Array] | None = None) -> None:
+        """One request and its answer; `classes` are the confidence and class of each row, where somebody has read them."""
         self.recorded += rows
         for name, moments in self.inputs.items():
             flat = feeds[name].reshape(-1)
@@ -70,14 +69,13 @@ class Record:
         for name, columns in self.columns.items():
             columns.add(feeds[name])
         if self.reader is not None:
-            self._classes(self.reader, outputs)
+            self._classes(*(classes or self.reader.top(outputs)), outputs[self.reader.output])
 
-    def _classes(self, reader: ClassReader, outputs: Mapping[str, Array]) -> None:
-        confidence, predicted = reader.top(outputs)
+    def _classes(self, confidence: Array, predicted: Array, scores: Array) -> None:
         bins = np.minimum((confidence * BINS).astype(np.intp), BINS - 1)
         counted = self.predictions
         if counted is None:
-            width = max(outputs[reader.output][:1].size, 2)
+            width = max(scores[:1].size, 2)
             counted = self.predictions = np.zeros(width if width <= CLASSES else 0, np.int64)
         if len(bins) == 1:
             self.confidence[bins[0]] += 1
@@ -131,7 +129,7 @@ class Recorder(Observer):
         if self._credit < self._cost:
             return
         start = time.thread_time()
-        record.add(request.inputs, found.outputs, rows)
+        record.add(request.inputs, found.outputs, rows, None if record.reader is None else found.top(record.reader))
         spent = time.thread_time() - start
         self._cost = 0.9 * self._cost + 0.1 * spent if self._cost else spent
         self._credit -= spent
