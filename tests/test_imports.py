@@ -30,6 +30,7 @@ ROOMS = (
     "export",
     "bundle",
     "train",
+    "llm",
     "compress",
     "measure",
     "runtimes",
@@ -72,8 +73,14 @@ HEAVY = (
     "opentelemetry",
     "mlflow",
     "cryptography",
+    "openvino_genai",
+    "onnxruntime_genai",
+    "llama_cpp",
+    "gguf",
+    "compressed_tensors",
+    "lm_eval",
 )
-TOP_LEVEL = {"bundle": {"pydantic"}, "train": {"torch"}, "serving": {"uvicorn", "grpc", "prometheus_client", "starlette"}}
+TOP_LEVEL = {"bundle": {"pydantic"}, "train": {"torch"}, "llm": {"torch"}, "serving": {"uvicorn", "grpc", "prometheus_client", "starlette"}}
 """Rooms that are made of a library: it may stand at the top of their files."""
 
 FILES = sorted(SOURCE.rglob("*.py"))

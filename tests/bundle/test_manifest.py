@@ -257,8 +257,8 @@ def test_reading_says_what_is_wrong(tmp_path: Path) -> None:
         (whole[: len(whole) // 2], ModelError, "not whole JSON"),
         ("", ModelError, "not whole JSON"),
         ("[1]", UsageError, "names no schema"),
-        (whole.replace('"schema": "1"', '"schema": "7"'), UsageError, "schema '7'; lowbit .* reads '1'"),
-        (whole.replace('"schema": "1"', '"schema": 1'), UsageError, "schema '1'; lowbit"),
+        (whole.replace('"schema": "2"', '"schema": "7"'), UsageError, "schema '7'; lowbit .* reads '1' and '2'"),
+        (whole.replace('"schema": "2"', '"schema": 2'), UsageError, "schema '2'; lowbit"),
         (whole.replace('"cores": 2', '"cores": "many"'), ModelError, "environment.cores: .*valid integer"),
         (whole.replace('"cores": 2', '"cores": 2, "host": "x"'), ModelError, r"environment.host: Extra inputs"),
     ]:
@@ -267,6 +267,13 @@ def test_reading_says_what_is_wrong(tmp_path: Path) -> None:
         refused(kind, words)
     file.write_bytes(b"\xff\xfe\x00")
     refused(ModelError, "not whole JSON")
+
+
+def test_a_bundle_of_the_schema_before_reads_as_it_did(tmp_path: Path) -> None:
+    now = json.loads(to_json(ship()))
+    del now["language"]
+    (tmp_path / "bundle.json").write_text(json.dumps({**now, "schema": "1"}), encoding="utf-8")
+    assert read_manifest(tmp_path) == ship()
 
 
 def test_readers_take_the_schema_before_the_current_one_and_no_older() -> None:

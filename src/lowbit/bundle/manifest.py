@@ -23,7 +23,17 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 import lowbit
-from lowbit.bundle.schema import ROOTS, SCHEMA, CandidateEntry, DataEntry, EnvironmentEntry, FileEntry, Manifest, PolicyEntry
+from lowbit.bundle.schema import (
+    ROOTS,
+    SCHEMA,
+    CandidateEntry,
+    DataEntry,
+    EnvironmentEntry,
+    FileEntry,
+    LanguageEntry,
+    Manifest,
+    PolicyEntry,
+)
 from lowbit.errors import Interrupted, ModelError, UsageError
 from lowbit.types import Budget, Candidate, Decision, Judgement, Model, Policy
 
@@ -32,9 +42,9 @@ REPAIR = "Copy the bundle again, or run the same `lowbit optimize` again."
 
 Raw = dict[str, Any]
 Migration = Callable[[Raw], Raw]
-MIGRATIONS: dict[str, Migration] = {}
+MIGRATIONS: dict[str, Migration] = {"1": lambda raw: {**raw, "language": None}}
 """Schema version -> the step from it to the next one. One step at most is kept: readers accept the current schema and
-the one before. (A step for "1" comes with schema "2"; there is none yet.)"""
+the one before. ("2" brought language models.)"""
 
 
 # ── records → entries ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -102,6 +112,8 @@ def build_manifest(
     preprocess: str | None = None,
     notes: Iterable[str] = (),
     created: datetime | None = None,
+    form: str = "onnx",
+    language: LanguageEntry | None = None,
 ) -> Manifest:
     """All of `bundle.json` from the run's records.
 
@@ -122,6 +134,8 @@ def build_manifest(
         preprocess: "preprocess.yaml" where there is one.
         notes: What else a reader should know about data and method.
         created: Defaults to now.
+        form: Of the source model: "onnx" or "huggingface".
+        language: Of a language model.
 
     Raises:
         pydantic.ValidationError: the records contradict each other (an own invariant, never a user's mistake).
@@ -136,7 +150,7 @@ def build_manifest(
         "source": {
             "path": model.path.name,
             "sha256": model.sha256,
-            "format": "onnx",
+            "format": form,
             "parameters": model.parameters,
             "size_bytes": model.size_bytes,
             "exported_from": asdict(model.origin) if model.origin else None,
@@ -151,6 +165,7 @@ def build_manifest(
             **without_paths(raw),
             "data": without_paths(data.model_dump()),
             "environment": environment,
+            "language": language,
             "policy": policy_entry(policy),
             "baseline": candidate_entry(baseline, judged.get(baseline.id)),
             "candidates": tuple(candidate_entry(candidate, judged.get(candidate.id)) for candidate in tried),

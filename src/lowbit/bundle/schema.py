@@ -1,4 +1,4 @@
-"""The models of `bundle.json`, schema "1": what a bundle says about itself, field by field.
+"""The models of `bundle.json`, schema "2": what a bundle says about itself, field by field.
 
 Closed on purpose: a key that is not here is refused, by writers and by readers. Any change of a field is a new schema
 version with a step in `lowbit.bundle.manifest.MIGRATIONS`. The JSON Schema in docs/reference is generated from here.
@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from lowbit.types import Objective, Status, Verdict
 
-SCHEMA: Literal["1"] = "1"
+SCHEMA: Literal["2"] = "2"
 
 ROOTS = "home|root|tmp|var|usr|opt|mnt|media|srv|private|Users|Volumes|workspace|workspaces"
 _ABSOLUTE = re.compile(rf"(?<![\w./-])(?:/(?:{ROOTS})(?:/|\b)|~/|[A-Za-z]:\\|\\\\\w|file://)")
@@ -296,12 +296,89 @@ class ModelEntry(Entry):
     outputs: tuple[TensorEntry, ...]
 
 
+class EngineTuningEntry(Entry):
+    """How an engine for language models is asked to run an artifact."""
+
+    threads: Count = Field(default=0, description="Of one token's products; 0 means all cores.")
+    prompt_threads: Count = Field(default=0, description="Of a prompt's, where the engine tells them apart.")
+    kv: Literal["f32", "bf16", "f16", "int8", "int4"] = Field(default="f16", description="Precision of keys and values in the cache.")
+    activations: Count | None = Field(default=None, description="Inputs that share a scale where activations are 8 bit; 0: they are not.")
+    precision: Literal["f32", "bf16", "f16"] = Field(default="f32", description="Arithmetic of whatever is still floating point.")
+    batch: Count = Field(default=0, description="Tokens of a prompt that are computed at once; 0: the engine's choice.")
+
+
+class LanguageVariantEntry(Entry):
+    """An artifact with what runs it."""
+
+    engine: str
+    format: Literal["gguf", "openvino", "onnx", "safetensors"]
+    artifact: RelativePath = Field(description="Its main file.")
+    tuning: EngineTuningEntry
+
+
+class SpeedEntry(Entry):
+    """Of the workload's requests; each with the interval of its median."""
+
+    ttft_ms: RatioEntry = Field(description="From the request to the first token of the answer.")
+    prefill_tokens_per_s: RatioEntry
+    decode_tokens_per_s: RatioEntry = Field(description="Of one answer, after its first token.")
+    total_s: RatioEntry = Field(description="A request from end to end.")
+    throughput_tokens_per_s: RatioEntry = Field(description="Prompt and answer tokens of all requests in flight.")
+    peak_memory_bytes: Count = Field(description="Of the process, mapped weights included.")
+    anonymous_memory_bytes: Count | None = Field(default=None, description="Of it what is not mapped from files.")
+    usd_per_million_tokens: Finite | None = Field(default=None, description="Of answers; the method is in the notes.")
+
+
+class DivergenceEntry(Entry):
+    """Against the 16-bit model's probabilities, on the same tokens."""
+
+    kl_mean: Number = Field(description="Kullback-Leibler divergence from the 16-bit model, nats a token.")
+    kl_p99: Number
+    top1: Number = Field(description="Share of tokens whose likeliest successor is the same.")
+    tokens: Count
+
+
+class TaskEntry(Entry):
+    name: str
+    metric: str
+    value: Number
+    baseline: Number
+    delta: DeltaEntry
+
+
+class LanguageCandidateEntry(LanguageVariantEntry):
+    """What only candidates for language models have."""
+
+    artifact: RelativePath | None = Field(default=None, description="Null once pruned or never made.")  # type: ignore[assignment]
+    perplexity: Number | None = None
+    bits_per_byte: Number | None = None
+    bits_per_weight: Number | None = Field(default=None, description="Of the blocks' linear layers, scales and zero points included.")
+    divergence: DivergenceEntry | None = None
+    speed: SpeedEntry | None = None
+    tasks: tuple[TaskEntry, ...] = ()
+
+
+class LanguageEntry(Entry):
+    """What a bundle of a language model says beyond the rest."""
+
+    chosen: LanguageVariantEntry = Field(description="What ships.")
+    baseline: LanguageVariantEntry | None = Field(description="The 16-bit model that stands beside it when it is served.")
+    context: int = Field(gt=0, description="Tokens that a prompt and its answer may have together.")
+    tokenizer: RelativePath = Field(description="Folder with tokenizer.json and, for chats, its template.")
+    workload: str = Field(description="As `--workload` has it.")
+    window: int = Field(description="Tokens of a window that perplexity is counted on.")
+    stride: int = Field(description="Tokens between two windows' starts; the window where they do not overlap.")
+    tokens: Count = Field(description="That were scored.")
+    budgets: dict[str, str] = Field(description="Largest rise of perplexity, relative, by the word for the weights (int8, int4, ...).")
+    candidates: dict[str, LanguageCandidateEntry] = Field(description="By the candidate's id.")
+
+
 class Manifest(Entry):
     """All of `bundle.json`."""
 
     model_config = ConfigDict(title="lowbit bundle manifest", populate_by_name=True)
 
-    schema_: Literal["1"] = Field(default=SCHEMA, alias="schema")
+    schema_: Literal["2"] = Field(default=SCHEMA, alias="schema")
     lowbit_version: str
     created: str = Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$", description="UTC.")
     command: str
@@ -315,6 +392,7 @@ class Manifest(Entry):
     model: ModelEntry
     preprocess: RelativePath | None = Field(description="The bundle's preprocess.yaml; null where samples are fed as they are.")
     notes: tuple[str, ...] = Field(default=(), description="What else a reader should know about data and method.")
+    language: LanguageEntry | None = Field(default=None, description="Of a language model; null for everything else.")
     files: tuple[FileEntry, ...] = Field(description="Every file that running the bundle needs, with its digest.")
 
     @model_validator(mode="after")

@@ -26,6 +26,11 @@ EXTRAS = {
     "mlflow": "mlflow",
     "torch": "torch",
     "huggingface": "transformers",
+    "openvino-genai": "openvino_genai",
+    "llamacpp": "llama_cpp",
+    "onnxruntime-genai": "onnxruntime_genai",
+    "language": "jinja2",
+    "tasks": "lm_eval",
 }
 """Extra -> the module that it brings."""
 

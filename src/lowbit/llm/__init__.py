@@ -1,0 +1,1 @@
+"""Language models: Hugging Face decoders, quantized layer by layer, written for several engines, judged by perplexity and tasks."""

@@ -1,0 +1,1 @@
+"""What runs language models: one engine a file, all behind lowbit.llm.engines.base."""
