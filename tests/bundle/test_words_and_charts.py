@@ -66,7 +66,7 @@ def test_what_is_far_over_budget_is_pointed_at_and_does_not_flatten_the_rest() -
     dots = charts.mark_frontier(
         [Dot("base", 10, 0, 0, 0, "baseline"), Dot("ok", 4, -0.4, -0.8, 0, "ship"), Dot("bad", 3, -60, -61, -59, "refuse")]
     )
-    drawn = charts.scatter(dots, 1.0, "pp", "top-1", 1, 700, "x")
+    drawn = charts.scatter(dots, 1.0, charts.against_latency("top-1", "pp", 1), 700, "x")
     assert "bad −60 pp" in drawn
     heights = [float(y) for y in re.findall(r'class="budget" x1="56" x2="682" y1="([\d.]+)"', drawn)]
     assert 120 < heights[0] < 330, "the budget line stands somewhere in the middle of the plot"
@@ -74,7 +74,7 @@ def test_what_is_far_over_budget_is_pointed_at_and_does_not_flatten_the_rest() -
 
 def test_a_budget_of_nothing_and_a_single_latency_can_be_drawn() -> None:
     dots = charts.mark_frontier([Dot("a", 0.0, 0, 0, 0, "baseline"), Dot("b", 0.0, 0, 0, 0, "ship", True)])
-    assert "<svg" in charts.scatter(dots, 0.0, "pp", "top-1", 1, 358, "x")
+    assert "<svg" in charts.scatter(dots, 0.0, charts.against_latency("top-1", "pp", 1), 358, "x")
 
 
 def test_rebinning_keeps_the_shares() -> None:

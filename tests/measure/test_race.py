@@ -19,7 +19,7 @@ from lowbit.errors import UsageError
 from lowbit.measure.energy import MODELLED
 from lowbit.measure.lane import describe_end
 from lowbit.measure.race import QUICK, RaceResult, Variant, energy_of, fastest, measurement, race, save_feeds
-from lowbit.measure.worker import LONGEST_REST_S, rest
+from lowbit.measure.talk import LONGEST_REST_S, rest
 from lowbit.types import Tuning
 
 SHORT = {"rounds": 3, "seconds_per_round": 0.02}

@@ -104,7 +104,7 @@ def served(*folders: Path, **settings: Any) -> Iterator[Service]:
     service = Service(Settings(**settings))
     try:
         for folder in folders:
-            service.put(deployment.load(folder))
+            service.put(deployment.load(folder, roles=service.settings.roles, language=service.settings.language))
         yield service
     finally:
         for each in service.models.values():

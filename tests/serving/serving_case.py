@@ -128,17 +128,23 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(*bundles: Path | str, options: tuple[object, ...] = (), environment: Mapping[str, str] | None = None) -> Iterator[Running]:
+def running(
+    *bundles: Path | str,
+    options: tuple[object, ...] = (),
+    environment: Mapping[str, str] | None = None,
+    program: tuple[object, ...] = ("-m", "lowbit"),
+) -> Iterator[Running]:
     """`lowbit serve BUNDLES` on free loopback ports, ready; ended on the way out if it still runs.
 
     Args:
         bundles: Folders, or "name=folder".
         options: More of the command line; the last one wins, so "--port" can be given.
         environment: All of its environment; this process's where None.
+        program: What Python runs.
     """
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "stderr.txt"
-        command = [sys.executable, "-m", "lowbit", "serve", *bundles, "--port", 0, "--grpc-port", 0, "--output", "json", *options]
+        command = [sys.executable, *program, "serve", *bundles, "--port", 0, "--grpc-port", 0, "--output", "json", *options]
         with log.open("w") as stderr:
             process = subprocess.Popen(
                 [str(part) for part in command],

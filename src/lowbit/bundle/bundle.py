@@ -23,6 +23,7 @@ from lowbit.types import Array, Candidate, Decision, Feeds, TensorInfo, Tuning
 
 if TYPE_CHECKING:
     from lowbit.data.preprocess import Preprocess
+    from lowbit.llm.engines.base import LanguageSession
     from lowbit.runtimes.base import Runtime, Session
 
 FALLBACK = "onnxruntime"
@@ -99,6 +100,8 @@ class Bundle:
             UsageError: no such candidate or runtime, the artifact was pruned, or there is no preprocessing to apply.
             RunError: the runtime cannot run the artifact.
         """
+        if self.manifest.language is not None:
+            raise UsageError("This bundle is of a language model.", "Open it with bundle.language(), or serve it: lowbit serve FOLDER.")
         entry = self._entry(candidate)
         steps = self.preprocess
         if preprocess and steps is None:
@@ -109,6 +112,27 @@ class Bundle:
             artifact = self._artifact(self.manifest.baseline)
         tuning = tuning_for(entry, batch) if own and engine.name == entry.runtime else Tuning()
         return BundleSession(engine.open(artifact, tuning, batch), engine.name, tuning, steps, preprocess)
+
+    def language(self, candidate: str | None = None) -> LanguageSession:
+        """Opens what ships of a language model on its engine, as it was tuned: `logits`, `start` and `step` over token ids.
+
+        Args:
+            candidate: Open another candidate instead, e.g. the baseline's id.
+
+        Raises:
+            UsageError: no language model, no such candidate, its artifact was pruned, or its engine is not installed.
+            RunError: the engine cannot run the artifact.
+        """
+        from lowbit.llm.engines import registry
+        from lowbit.llm.engines.base import EngineTuning
+
+        told = self.manifest.language
+        if told is None:
+            raise UsageError("This bundle is not of a language model.", "Open it with bundle.session().")
+        entry = self._entry(candidate)
+        facts = told.candidates[entry.id]
+        engine = registry.get(facts.engine)
+        return engine.open(self._artifact(entry), EngineTuning(**facts.tuning.model_dump()), context=told.context)
 
     def artifact(self, candidate: str | None = None) -> Path:
         """The file of a candidate; of what ships if None.

@@ -63,19 +63,50 @@ def mark_frontier(dots: Sequence[Dot]) -> list[Dot]:
     return marked
 
 
-def scatter(dots: Sequence[Dot], budget: float, unit: str, metric: str, batch: int, width: int, ident: str) -> str:
-    """Change in quality against latency, the budget as a line, the frontier as a stair.
+@dataclass(frozen=True)
+class Axes:
+    """What a scatter is of.
+
+    Attributes:
+        title: For those who do not see it.
+        y: Label of the vertical axis.
+        x: Label of the horizontal one.
+        x_unit: Of the horizontal axis.
+        unit: Of the vertical one: "pp" or "%".
+        rises: True where a number is written as the rise of something that should be low: worse is still further down.
+    """
+
+    title: str
+    y: str
+    x: str
+    x_unit: str = "ms"
+    unit: str = "pp"
+    rises: bool = False
+
+    def worded(self, y: float, form: str = "g") -> str:
+        """A change as it is written, without its unit."""
+        value = -y if self.rises else y
+        return minus(f"{value:+{form}}") if value else "0"
+
+
+def against_latency(metric: str, unit: str, batch: int) -> Axes:
+    """Change in a metric against milliseconds."""
+    return Axes(
+        f"Change in {metric} against latency", f"↑ {metric} against FP32 ({unit})", f"ms per call, batch {batch} · ← faster", unit=unit
+    )
+
+
+def scatter(dots: Sequence[Dot], budget: float, axes: Axes, width: int, ident: str) -> str:
+    """Change in quality against what it costs, the budget as a line, the frontier as a stair.
 
     Args:
         dots: From `mark_frontier`.
         budget: Allowed drop in hundredths, positive.
-        unit: "pp" or "%".
-        metric: What the y axis is about.
-        batch: What the x axis is about.
+        axes: What is drawn.
         width: In CSS pixels; the drawing is not scaled.
         ident: Unique on the page.
     """
-    return _Scatter(dots, budget, unit, metric, batch, width, ident).draw()
+    return _Scatter(dots, budget, axes, width, ident).draw()
 
 
 def off_chart(dot: Dot, budget: float) -> bool:
@@ -89,8 +120,8 @@ def _reach(budget: float) -> float:
 
 
 class _Scatter:
-    def __init__(self, dots: Sequence[Dot], budget: float, unit: str, metric: str, batch: int, width: int, ident: str) -> None:
-        self.dots, self.budget, self.unit, self.metric, self.batch, self.ident = dots, budget, unit, metric, batch, ident
+    def __init__(self, dots: Sequence[Dot], budget: float, axes: Axes, width: int, ident: str) -> None:
+        self.dots, self.budget, self.axes, self.unit, self.ident = dots, budget, axes, axes.unit, ident
         self.width, self.height = width, 400 if width > 500 else 380
         self.left, self.right, self.top, self.bottom = 56 if width > 500 else 44, 18, 34, 62
         kept = [dot for dot in dots if not off_chart(dot, budget)]
@@ -113,7 +144,7 @@ class _Scatter:
         return (
             f'<svg class="scatter" viewBox="0 0 {self.width} {self.height}" width="{self.width}" height="{self.height}" role="img" '
             f'aria-labelledby="{self.ident}-t {self.ident}-d">'
-            f'<title id="{self.ident}-t">Change in {escape(self.metric)} against latency</title>'
+            f'<title id="{self.ident}-t">{escape(self.axes.title)}</title>'
             f'<desc id="{self.ident}-d">{escape(description)}</desc>{"".join(body)}</svg>'
         )
 
@@ -122,7 +153,7 @@ class _Scatter:
         parts = []
         for y in ticks(self.floor, self.ceiling, 6):
             parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{self.py(y):.1f}" y2="{self.py(y):.1f}"/>')
-            parts.append(_text(left - 8, self.py(y) + 4, minus(f"{y:+g}") if y else "0", "tick end"))
+            parts.append(_text(left - 8, self.py(y) + 4, self.axes.worded(y), "tick end"))
         for x in ticks(0, self.slowest, 7 if self.width > 500 else 4):
             parts.append(f'<line class="grid" x1="{self.px(x):.1f}" x2="{self.px(x):.1f}" y1="{self.top}" y2="{bottom}"/>')
             parts.append(_text(self.px(x), bottom + 18, f"{x:g}", "tick middle"))
@@ -130,9 +161,9 @@ class _Scatter:
         over = self.py(-self.budget)
         parts.append(f'<rect class="over" x="{left}" y="{over:.1f}" width="{right - left}" height="{max(bottom - over, 0):.1f}"/>')
         parts.append(f'<line class="budget" x1="{left}" x2="{right}" y1="{over:.1f}" y2="{over:.1f}"/>')
-        parts.append(_text(right - 4, over + 15, f"over budget ({minus(f'-{self.budget:g}')} {self.unit})", "budget-label end"))
-        parts.append(_text(left, 18, f"↑ {self.metric} against FP32 ({self.unit})", "axis"))
-        parts.append(_text(right, bottom + 42, f"ms per call, batch {self.batch} · ← faster", "axis end"))
+        parts.append(_text(right - 4, over + 15, f"over budget ({self.axes.worded(-self.budget)} {self.unit})", "budget-label end"))
+        parts.append(_text(left, 18, self.axes.y, "axis"))
+        parts.append(_text(right, bottom + 42, self.axes.x, "axis end"))
         return "".join(parts)
 
     def _frontier(self) -> str:
@@ -145,7 +176,7 @@ class _Scatter:
 
     def _dot(self, dot: Dot) -> str:
         x, y, off = self.px(dot.x), self.py(dot.y), off_chart(dot, self.budget)
-        parts = [f"<title>{escape(_tip(dot, self.unit))}</title>"]
+        parts = [f"<title>{escape(_tip(dot, self.axes))}</title>"]
         if not off and dot.kind != "baseline" and dot.high > dot.low:
             parts.append(f'<line class="whisker" x1="{x:.1f}" x2="{x:.1f}" y1="{self.py(dot.high):.1f}" y2="{self.py(dot.low):.1f}"/>')
         if dot.chosen:
@@ -160,7 +191,7 @@ class _Scatter:
         order = sorted(self.dots, key=lambda d: (not d.chosen, d.kind != "baseline", not d.frontier, d.kind == "refuse", -d.y))
         parts = []
         for dot in order:
-            name = f"{dot.name} {minus(f'{dot.y:.0f}')} {self.unit}" if off_chart(dot, self.budget) else dot.name
+            name = f"{dot.name} {self.axes.worded(dot.y, '.0f')} {self.unit}" if off_chart(dot, self.budget) else dot.name
             if place := self._place(dot, name, taken):
                 x, y, anchor, box = place
                 taken.append(box)
@@ -187,8 +218,10 @@ def _overlap(a: Box, b: Box) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def _tip(dot: Dot, unit: str) -> str:
-    return minus(f"{dot.name}: {dot.x:.3g} ms, {dot.y:+.2f} {unit} [{dot.low:+.2f}, {dot.high:+.2f}]")
+def _tip(dot: Dot, axes: Axes) -> str:
+    low, high = sorted((dot.low, dot.high), reverse=axes.rises)
+    change, ends = axes.worded(dot.y, ".2f"), f"[{axes.worded(low, '.2f')}, {axes.worded(high, '.2f')}]"
+    return f"{dot.name}: {dot.x:.3g} {axes.x_unit}, {change} {axes.unit} {ends}"
 
 
 def _text(x: float, y: float, text: str, kind: str) -> str:

@@ -25,6 +25,10 @@ def render_report(manifest: Manifest, *, title: str | None = None, layers: Layer
         title: The page's title; defaults to the model's name.
         layers: What the search found out about single layers; see `report_layers.find_layers`.
     """
+    if manifest.language is not None:
+        from lowbit.bundle.report_language import render_language_report
+
+        return render_language_report(manifest, manifest.language, title or manifest.source.path)
     name = title or manifest.source.path
     sections = (
         _why(manifest),
@@ -142,7 +146,7 @@ def _scatter(manifest: Manifest) -> str:
         return ""
     marked, delta = charts.mark_frontier(dots), next((entry.delta for entry in manifest.candidates if entry.delta), None)
     unit = words.unit(delta) if delta else "pp"
-    args = (marked, words.budget(manifest) * 100, unit, words.metric_name(manifest.policy.metric), batch)
+    args = (marked, words.budget(manifest) * 100, charts.against_latency(words.metric_name(manifest.policy.metric), unit, batch))
     drawn = f'<div class="wide">{charts.scatter(*args, 1060, "sc-w")}</div><div class="narrow">{charts.scatter(*args, 358, "sc-n")}</div>'
     kinds = {"below" if charts.off_chart(dot, words.budget(manifest) * 100) else dot.kind for dot in dots}
     legend = "".join(

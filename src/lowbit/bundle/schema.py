@@ -323,10 +323,12 @@ class SpeedEntry(Entry):
     prefill_tokens_per_s: RatioEntry
     decode_tokens_per_s: RatioEntry = Field(description="Of one answer, after its first token.")
     total_s: RatioEntry = Field(description="A request from end to end.")
-    throughput_tokens_per_s: RatioEntry = Field(description="Prompt and answer tokens of all requests in flight.")
+    throughput_tokens_per_s: RatioEntry = Field(description="Of answers, all requests in flight together.")
     peak_memory_bytes: Count = Field(description="Of the process, mapped weights included.")
     anonymous_memory_bytes: Count | None = Field(default=None, description="Of it what is not mapped from files.")
-    usd_per_million_tokens: Finite | None = Field(default=None, description="Of answers; the method is in the notes.")
+    usd_per_million_tokens: Finite | None = Field(
+        default=None, description="Prompt and answer tokens alike, on a machine that does nothing else."
+    )
 
 
 class DivergenceEntry(Entry):

@@ -27,8 +27,13 @@ def source_manifest(manifest: Manifest) -> Manifest:
     shipped, kept = folder_of(manifest.model.artifact), folder_of(baseline.artifact)
     files = tuple(file for file in manifest.files if shipped == kept or folder_of(file.path) != shipped)
     decision = DecisionEntry(verdict="keep", chosen=baseline.id, reasons=(REASON,), next_steps=())
+    language = manifest.language
+    if language is not None:
+        own = {baseline.id: language.candidates[baseline.id]} if baseline.id in language.candidates else {}
+        language = language.model_copy(update={"chosen": language.baseline or language.chosen, "candidates": own})
     changed = {
         "candidates": (),
+        "language": language,
         "decision": decision,
         "model": ModelEntry(artifact=baseline.artifact, inputs=manifest.model.inputs, outputs=manifest.model.outputs),
         "files": files,

@@ -33,6 +33,7 @@ RATES = Numbers(float, "are no rates, e.g. 50,100,200", above=0, below=1e6)
 @click.option("--errors", type=click.FloatRange(0, 1), default=0.01, show_default=True, metavar="SHARE", help="Objective: at most so many.")
 @click.option("--rows", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="In a request.")
 @click.option("--size", type=click.IntRange(1), default=64, show_default=True, metavar="N", help="Of axes of any length, e.g. tokens.")
+@click.option("--tokens", metavar="PROMPT:ANSWER", help="A language model: stream answers of so many tokens to prompts of so many.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of arrivals and inputs.")
 @click.option("--api-key-file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help=f"The key; {KEY} works, too.")
 @output
@@ -42,6 +43,7 @@ def command(url: str, form: str, **options: Any) -> None:
     \b
     lowbit loadtest http://127.0.0.1:8000 --model demo --p99 50ms
     lowbit loadtest http://127.0.0.1:8000 --model demo --rate 50,100,200
+    lowbit loadtest http://127.0.0.1:8000 --model chat --tokens 512:128 --rate 0.5,1,2 --p99 20s
 
     Without --rate the rate is raised until the objective breaks. A latency runs from when a request was due. Inputs are noise: what
     rollouts and reviews say of confidences and classes meanwhile says nothing about the model.
@@ -75,6 +77,8 @@ async def _run(url: str, objective: Objective, show: Any, **options: Any) -> tup
     from lowbit.serving.load.loadtest import closed_loop, steps, until_it_breaks
 
     headers = _headers(options["api_key_file"])
+    if options["tokens"]:
+        return await _spoken(url, objective, show, headers, **options)
     model = await describe(url, options["model"], headers)
     feeds = varied(model, options["rows"], options["size"], options["seed"])
     target: GrpcTarget | RestTarget
@@ -95,6 +99,37 @@ async def _run(url: str, objective: Objective, show: Any, **options: Any) -> tup
         return await until_it_breaks(target, objective, options["seconds"], first=options["first"], seed=options["seed"], on_step=show)
     finally:
         await target.close()
+
+
+async def _spoken(url: str, objective: Objective, show: Any, headers: dict[str, str], **options: Any) -> tuple[list[Step], Step | None]:
+    """The same for a language model: what its first tokens took is told beside each step."""
+    from lowbit.serving.load.language_target import LanguageTarget, sentence, told
+    from lowbit.serving.load.loadtest import closed_loop, steps, until_it_breaks
+
+    target = LanguageTarget(url, options["model"], *_tokens(options["tokens"]), headers, options["seed"])
+    warm = await closed_loop(target, 1, 0.5)
+    if not warm.ok:
+        raise UsageError(f"No request is answered: {dict(warm.statuses)} by status.", "Look at the server's log, and at --model.")
+    target.taken()
+
+    def spoke(step: Step) -> None:
+        step.more.update(told(target.taken()))
+        show(step)
+        click.echo(f"            {sentence(step.more)}", err=options["form"] != "table")
+
+    if options["form"] == "table":
+        click.echo(_line(HEAD))
+    if not options["rates"]:
+        return await until_it_breaks(target, objective, options["seconds"], first=options["first"], seed=options["seed"], on_step=spoke)
+    found = await steps(target, options["rates"], options["seconds"], options["seed"], spoke)
+    return found, max((step for step in found if objective.held(step)), key=lambda step: step.rate or 0, default=None)
+
+
+def _tokens(text: str) -> tuple[int, int]:
+    prompt, colon, answer = text.partition(":")
+    if not colon or not all(part.isascii() and part.isdigit() and 0 < int(part) < 10_000_000 for part in (prompt, answer)):
+        raise UsageError(f"--tokens: '{text}' is not understood.", "Give tokens of prompts and of answers, e.g. 512:128.")
+    return int(prompt), int(answer)
 
 
 def _headers(file: Path | None) -> dict[str, str]:

@@ -18,6 +18,7 @@ COMMANDS = {
     "calibrate": "Choose the samples that a model is calibrated on.",
     "analyze": "Say layer by layer what 8-bit integers do to a model, and why.",
     "qat": "Train what integers lose back, without labels or training code.",
+    "llm": "The stages for language models one by one: quantize, write, perplexity, bench.",
     "bench": "Time models against each other, each alone in its process.",
     "serve": "Serve bundles over the Open Inference Protocol.",
     "loadtest": "Load a server as its users would, and find what it holds.",

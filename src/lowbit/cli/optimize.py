@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from lowbit.cli.optimize_language import OWN, check_unused, fields_of, language_options
 from lowbit.cli.options import Duration, Numbers, budget_options, data_options, output, training_options
 
 
@@ -62,24 +63,42 @@ from lowbit.cli.options import Duration, Numbers, budget_options, data_options, 
 @click.option("--safety-critical", is_flag=True, help="A wrong answer can hurt someone: be told what that means here.")
 @click.option("--prune", is_flag=True, help="Keep only the artifact that ships, not every candidate's.")
 @click.option("--force", is_flag=True, help="Start anew: replace what an earlier run left in --out.")
+@language_options
 @output
+@click.pass_context
 def command(
-    model: Path, data: str, form: str, max_latency: float | None, time_limit: float | None, qat_time: float, **options: Any
+    context: click.Context,
+    /,
+    model: Path,
+    data: str,
+    form: str,
+    max_latency: float | None,
+    time_limit: float | None,
+    qat_time: float,
+    **options: Any,
 ) -> None:
     """Find the smallest, fastest version of MODEL that stays within the accuracy budget here.
 
     MODEL is an .onnx file, a Hugging Face folder, a .pt2 program, or package.module:function that builds a torch.nn.Module.
-    The same command resumes an interrupted search.
+    A Hugging Face folder with a language model is judged by perplexity on text (.txt, .jsonl or a folder of .txt), and timed on
+    the requests that --workload describes. The same command resumes an interrupted search.
 
     \b
     lowbit optimize resnet50.onnx --data val/ --max-drop 1%
     lowbit optimize fraud.onnx --data transactions.csv --max-drop 0.5pp --max-latency 60ms
     lowbit optimize nets.resnet:build --weights best.pt --data val/ --max-drop 1pp
+    lowbit optimize llama/ --data texts/ --workload prompt=512,output=128,concurrency=1
     """
     from lowbit.cli.live import reporter_for
     from lowbit.cli.show import show_result
+    from lowbit.llm.detect import is_language_model
     from lowbit.pipeline.optimize import optimize
 
+    if is_language_model(model):
+        language(model, fields_of(context), form)
+        return
+    check_unused(context)
+    options = {name: value for name, value in options.items() if name not in OWN}
     with reporter_for(sys.stderr) as reporter:
         result = optimize(
             model,
@@ -93,6 +112,17 @@ def command(
             **options,
         )
     show_result(result.bundle, form)
+
+
+def language(model: Path, asked: dict[str, Any], form: str) -> None:
+    """The same for a language model."""
+    from lowbit.cli.live import reporter_for
+    from lowbit.cli.show_language import show_language_result
+    from lowbit.pipeline.language.optimize import optimize_language
+
+    with reporter_for(sys.stderr) as reporter:
+        result = optimize_language(model, asked.pop("data"), reporter=reporter, command=command_line(), **asked)
+    show_language_result(result.bundle, form)
 
 
 def command_line() -> str:

@@ -11,6 +11,7 @@ import click
 
 from lowbit.cli.options import Duration, output
 from lowbit.cli.serve_keeping import keeping, read_keeping
+from lowbit.cli.serve_language import language, read_language
 from lowbit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--traces", is_flag=True, help="Send OpenTelemetry traces; OTEL_* variables say where to.")
 @click.option("--record/--no-record", default=True, show_default=True, help="Keep statistics of confidences and inputs.")
 @keeping
+@language
 @click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="Where the models run.")
 @click.option("--replicas", default="1", show_default=True, metavar="N|MIN:MAX", help="Ray: of each variant; a range follows the load.")
 @click.option("--ray-address", metavar="HOST:PORT", envvar="RAY_ADDRESS", help="Ray: a running cluster's.  [default: one of its own]")
@@ -143,6 +145,7 @@ def read_settings(options: dict[str, Any]) -> Any:
         keep=read_keeping(options),
         ray=_ray(options),
         registry=options["registry"],
+        language=read_language(options),
     )
 
 
@@ -247,6 +250,8 @@ def _tell(listening: Listening) -> None:
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
     for row in rows:
         click.echo("  ".join(part.ljust(width) for part, width in zip(row, widths, strict=True)).rstrip())
+    if any(model.language is not None for model in listening.models):
+        doors += f", OpenAI's protocol on {listening.url}/v1"
     click.echo(f"{doors}, a page for people on {listening.url}/ui")
 
 

@@ -17,8 +17,10 @@ from typing import IO, Any
 
 import lowbit
 
-COMMAND = (sys.executable, "-P", "-m", "lowbit.measure.worker")
+PYTHON = (sys.executable, "-P", "-m")
 """-P: a file in the current folder that is called like a module (`onnx.py`) is not imported instead of it."""
+
+WORKER = "lowbit.measure.worker"
 
 GOODBYE_S = 2.0
 
@@ -26,17 +28,20 @@ GOODBYE_S = 2.0
 class Lane:
     """One worker process. After a failure `error` says why, and it is not asked again.
 
+    Args:
+        worker: The module to run, which speaks as lowbit.measure.talk does.
+
     Attributes:
         ready: The worker's answer to being loaded; empty until then.
         error: None while all is well.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, worker: str = WORKER) -> None:
         self.ready: dict[str, Any] = {}
         self.error: str | None = None
         self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # closed in __exit__
         self._process = subprocess.Popen(
-            COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, text=True, env=_environment()
+            (*PYTHON, worker), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, text=True, env=_environment()
         )
         assert self._process.stdin is not None
         assert self._process.stdout is not None

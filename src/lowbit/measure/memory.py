@@ -40,3 +40,8 @@ def _status_bytes(status: str, field: str) -> int:
     match = re.search(rf"^{field}:\s*(\d+) kB$", status, re.MULTILINE)
     assert match, f"/proc/self/status has no {field}"
     return int(match[1]) * 1024
+
+
+def anonymous_bytes() -> int | None:
+    """What this process holds now that no file backs: mapped weights are not in it. None where the system does not tell (Linux does)."""
+    return _status_bytes(STATUS.read_text(), "RssAnon") if STATUS.exists() else None

@@ -35,7 +35,7 @@ def latency(rounds: Rounds) -> Latency:
     """Quantiles over all calls, in milliseconds, with the bootstrap interval of the median."""
     everything = np.concatenate([np.asarray(calls) for calls in rounds]) * 1e3
     p50, p95, p99 = np.quantile(everything, (0.50, 0.95, 0.99))
-    low, high = _interval(medians(rounds)) * 1e3
+    low, high = interval(medians(rounds)) * 1e3
     # The interval is that of the median of round medians, which may pass the pooled median by a hair.
     return Latency(float(p50), float(p95), float(p99), float(min(low, p50)), float(max(high, p50)))
 
@@ -54,7 +54,7 @@ def ratio(numerators: Sequence[float] | Array, denominators: Sequence[float] | A
     if not len(numerators):
         return None
     ratios = np.asarray(numerators, float) / np.asarray(denominators, float)
-    low, high = _interval(ratios)
+    low, high = interval(ratios)
     return Ratio(float(np.median(ratios)), float(low), float(high))
 
 
@@ -126,7 +126,7 @@ def summary(
     )
 
 
-def _interval(values: Array) -> Array:
+def interval(values: Array) -> Array:
     """Bootstrap interval of the median of independent values, float [2]. The seed is fixed: same values, same interval."""
     rng = np.random.default_rng(SEED)
     resampled = np.median(rng.choice(values, (RESAMPLES, len(values))), axis=1)

@@ -6,8 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Kind = Literal["confidence", "low_tail", "predictions", "inputs", "accuracy", "errors", "latency"]
-KINDS: tuple[Kind, ...] = ("confidence", "low_tail", "predictions", "inputs", "accuracy", "errors", "latency")
+Kind = Literal["confidence", "low_tail", "predictions", "inputs", "accuracy", "perplexity", "length", "refusals", "errors", "latency"]
+KINDS: tuple[Kind, ...] = (
+    "confidence",
+    "low_tail",
+    "predictions",
+    "inputs",
+    "accuracy",
+    "perplexity",
+    "length",
+    "refusals",
+    "errors",
+    "latency",
+)
 
 
 @dataclass(frozen=True)

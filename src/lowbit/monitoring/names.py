@@ -51,6 +51,21 @@ SERVING = (
 )
 """What serving/watch/metrics.py counts of requests."""
 
+LANGUAGE = (
+    Metric("lowbit_prompt_tokens_total", "counter", WHO, "Tokens of prompts that were answered."),
+    Metric("lowbit_answer_tokens_total", "counter", WHO, "Tokens of answers."),
+    Metric("lowbit_answers_total", "counter", (*WHO, "finish"), "Answers by why they ended."),
+    Metric("lowbit_refusals_total", "counter", WHO, "Answers that began like a refusal."),
+    Metric("lowbit_answer_nats_total", "counter", WHO, "Sum of -log p over answers' tokens: exp of it over them is their perplexity."),
+    Metric("lowbit_shadow_tokens_total", "counter", WHO, "Tokens of answers that the 16-bit model scored, too."),
+    Metric("lowbit_shadow_nats_total", "counter", (*WHO, "by"), "Sum of -log p over them, by the variant itself and by the 16-bit model."),
+    Metric("lowbit_first_token_seconds", "histogram", WHO, "From the request to the first token of an answer."),
+    Metric("lowbit_token_seconds", "histogram", WHO, "Between one token and the next."),
+    Metric("lowbit_answers_running", "gauge", WHO, "Answers that are computed."),
+    Metric("lowbit_kv_cache_use", "gauge", WHO, "Share of the cache of keys and values in use, 0-1; where the engine says."),
+)
+"""What the server adds for language models."""
+
 MONITORING = (
     Metric("lowbit_reviews_open", "gauge", (*WHO, "kind"), "Shifts that wait for a person."),
     Metric("lowbit_drift_ratio", "gauge", (*WHO, "kind"), "What a rule found in the latest window, over its limit: above 1 it counts."),
@@ -72,7 +87,7 @@ MONITORING = (
 )
 """What the server adds where it keeps windows."""
 
-METRICS: Mapping[str, Metric] = {metric.name: metric for metric in (*SERVING, *MONITORING)}
+METRICS: Mapping[str, Metric] = {metric.name: metric for metric in (*SERVING, *LANGUAGE, *MONITORING)}
 
 
 def series() -> frozenset[str]:

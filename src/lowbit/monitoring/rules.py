@@ -5,14 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from lowbit.measure.compare import SHIFT, SHIFT_SAMPLES
-from lowbit.monitoring import drift, shifts, sla
+from lowbit.monitoring import answers, drift, shifts, sla
 from lowbit.monitoring.baseline import Baseline
 from lowbit.monitoring.findings import Finding, Kind
 from lowbit.monitoring.labels import Accuracy
 from lowbit.monitoring.reviews import Policy
+from lowbit.monitoring.tally import Tally
 from lowbit.monitoring.windows import Window
 
-REVIEWED: tuple[Kind, ...] = ("confidence", "low_tail", "predictions", "inputs", "accuracy")
+COMPARED: tuple[Kind, ...] = ("confidence", "low_tail", "predictions", "inputs", "perplexity", "length", "refusals")
+"""Kinds that compare with the baseline's own numbers."""
+REVIEWED: tuple[Kind, ...] = (*COMPARED, "accuracy")
 """Kinds that open a review; errors and latency are for alerts: a person cannot accept them as normal."""
 SURE = 1e-3
 """Of the interval that has to lie below what is allowed of accuracy: windows are looked at every minute, and one in forty 95 % intervals
@@ -61,17 +64,29 @@ def evaluate(window: Window, baseline: Baseline | None, rules: Rules = RULES, ac
     tally = window.tally
     if baseline is not None:
         normal = baseline.tally
-        moved = drift.shift(tally.confidence, normal.confidence) if tally.confidence and normal.confidence else None
-        if moved is not None:
-            found += [drift.confidence(moved, limit=rules.shift, least=rules.least), drift.low_tail(moved, least=rules.least)]
-        found.append(shifts.predictions(tally.predictions, normal.predictions, limit=rules.mix, least=rules.least))
-        found.append(
-            shifts.inputs(tally.inputs, normal.inputs, tally.columns, normal.columns, tally.recorded, limit=rules.moved, least=rules.least)
-        )
+        found += _language(tally, normal, rules) if answers.are_answers(tally) else _arrays(tally, normal, rules)
         found.append(_accuracy(accuracy, baseline, rules))
     if rules.sla is not None:
         found += sla.findings(window, rules.sla)
     return tuple(_said_of(finding, baseline) for finding in found if finding is not None)
+
+
+def _arrays(tally: Tally, normal: Tally, rules: Rules) -> list[Finding | None]:
+    moved = drift.shift(tally.confidence, normal.confidence) if tally.confidence and normal.confidence else None
+    mix = shifts.predictions(tally.predictions, normal.predictions, limit=rules.mix, least=rules.least)
+    inputs = shifts.inputs(tally.inputs, normal.inputs, tally.columns, normal.columns, tally.recorded, limit=rules.moved, least=rules.least)
+    if moved is None:
+        return [mix, inputs]
+    return [drift.confidence(moved, limit=rules.shift, least=rules.least), drift.low_tail(moved, least=rules.least), mix, inputs]
+
+
+def _language(tally: Tally, normal: Tally, rules: Rules) -> list[Finding | None]:
+    """Perplexity in the place of confidence, which is its other side; the low tail finds a part of the answers that turned bad."""
+    moved = drift.shift(tally.confidence, normal.confidence) if tally.confidence and normal.confidence else None
+    tail = None if moved is None else drift.low_tail(moved, least=rules.least)
+    prompts, usual = ({answers.PROMPT: each.inputs[answers.PROMPT]} if answers.PROMPT in each.inputs else {} for each in (tally, normal))
+    inputs = shifts.inputs(prompts, usual, {}, {}, tally.recorded, limit=rules.moved, least=rules.least)
+    return [tail, inputs, *answers.findings(tally, normal, least=rules.least)]
 
 
 def _accuracy(accuracy: Accuracy | None, baseline: Baseline, rules: Rules) -> Finding | None:
@@ -92,6 +107,6 @@ def _accuracy(accuracy: Accuracy | None, baseline: Baseline, rules: Rules) -> Fi
 
 def _said_of(finding: Finding, baseline: Baseline | None) -> Finding:
     """With where the baseline is from, where that is not the bundle."""
-    if baseline is None or finding.kind not in REVIEWED[:4] or (baseline.source == "bundle" and not baseline.learned):
+    if baseline is None or finding.kind not in COMPARED or (baseline.source == "bundle" and not baseline.learned):
         return finding
     return replace(finding, text=f"{finding.text} Compared with {baseline.text}.")

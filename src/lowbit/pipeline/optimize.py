@@ -12,10 +12,11 @@ from typing import Any
 from lowbit.bundle import words
 from lowbit.bundle.bundle import Bundle
 from lowbit.data.dataset import Dataset
-from lowbit.errors import Interrupted, LowbitError
+from lowbit.errors import Interrupted, LowbitError, UsageError
 from lowbit.frontends.bring import How, bring_in
 from lowbit.frontends.parity import described as described_parity
 from lowbit.graph.prepare import prepare
+from lowbit.llm.detect import is_language_model
 from lowbit.pipeline.advice import advise
 from lowbit.pipeline.baseline import request_times, run_baseline
 from lowbit.pipeline.context import Context
@@ -70,7 +71,8 @@ def optimize(
     """Finds the smallest, fastest version of a model that stays within an accuracy budget on this machine and data.
 
     Args:
-        model: An .onnx file, a torch.nn.Module, `package.module:function` that builds one, a .pt2 program, or a Hugging Face folder.
+        model: An .onnx file, a torch.nn.Module, `package.module:function` that builds one, a .pt2 program, or a Hugging Face folder
+            (one with a language model goes to `optimize_language`: see there for its options).
         data: A folder of images, .npz, CSV, Parquet, JSONL, `module:callable`, or a dict of arrays (docs/guides/data.md).
         out: Folder of the bundle; `build/<model's name>` where not given. The same call resumes an interrupted run there.
         reporter: Who is told about progress.
@@ -85,6 +87,12 @@ def optimize(
         UsageError, ModelError, DataError: what the user can mend, with a hint.
         Interrupted: Ctrl-C or a full disk; the same call resumes.
     """
+    if is_language_model(model):
+        from lowbit.pipeline.language.optimize import optimize_language
+
+        if not isinstance(data, str | Path):
+            raise UsageError("A language model is judged on text.", "Give a .txt or .jsonl file, or a folder of .txt files.")
+        return optimize_language(model, data, out=out, reporter=reporter, command=command, **options)
     started, reporter, said = time.monotonic(), reporter or Reporter(), Options(**options)
     reporter.stage("Reading the model and the data")
     how = How(example_inputs, example_shapes, weights, allow_pickle, said.target)

@@ -12,7 +12,12 @@ def quality(evidence: Comparison, policy: Policy) -> str:
     """E.g. "top1 is 0.8120 against the baseline's 0.8140: 0.20 pp worse (between 0.10 pp better and 0.50 pp worse, 95 %) on ..."."""
     ours, theirs = value(evidence.metric.value), value(evidence.baseline.value)
     name = words.metric_name(evidence.metric.name or policy.metric)
-    return f"{name} is {ours} against the baseline's {theirs}: {difference(evidence.delta)} on {evidence.metric.n:,} samples."
+    return f"{name} is {ours} against the baseline's {theirs}: {difference(evidence.delta)} on {evidence.metric.n:,} {counted(evidence)}."
+
+
+def counted(evidence: Comparison) -> str:
+    """What the metric's n counts."""
+    return "tokens" if evidence.metric.name == "perplexity" else "samples"
 
 
 def difference(delta: Delta) -> str:

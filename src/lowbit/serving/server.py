@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from lowbit.errors import UsageError
 from lowbit.serving import notices
 from lowbit.serving.answer.answering import Answers
+from lowbit.serving.language.openai_api import OpenAi
 from lowbit.serving.reloading import Reloader, Source
 from lowbit.serving.rpc.grpc_server import GrpcServer, start_grpc
 from lowbit.serving.run import deployment
@@ -110,7 +111,7 @@ async def serve(sources: Sequence[Source | Followed], settings: Settings, on_rea
         monitoring_pages.mount(pages, keeper, service, keyed=bool(settings.api_keys), rollback=_hold(follower, keeper))
         admin.mount(pages, answers, keyed=bool(settings.api_keys))
         registry_pages.mount(pages, follower, keyed=bool(settings.api_keys))
-        web = http_server(Rest(service, Predict(service, Docs(service, Ui(settings, pages)))), settings)
+        web = http_server(OpenAi(service, Rest(service, Predict(service, Docs(service, Ui(settings, pages))))), settings)
         grpc = await stack.enter_async_context(_grpc(service))
         url = await stack.enter_async_context(_rest(web, listening, settings))
         await stack.enter_async_context(_noticing(settings, wishes))
@@ -143,6 +144,7 @@ def _load(source: Source, *, settings: Settings, watching: Watching, opener: Ope
         limits=settings.limits,
         on_batch=watching.metrics.on_batch,
         opener=opener,
+        language=settings.language,
     )
     watching.meet(made)
     return made

@@ -17,7 +17,7 @@ from lowbit.serving.answer import fitting
 from lowbit.serving.answer.answered import Answered, Caller, said
 from lowbit.serving.answer.answering import Answers, session_of
 from lowbit.serving.answer.planning import Study
-from lowbit.serving.protocol.refusals import Gone, NotServed, Refusal, Unavailable
+from lowbit.serving.protocol.refusals import Gone, Malformed, NotServed, Refusal, Unavailable
 from lowbit.serving.protocol.requests import InferRequest, InferResponse
 from lowbit.serving.run.deployment import Deployment, Inside
 from lowbit.serving.settings import Settings
@@ -158,6 +158,10 @@ class Service:
             raise NotServed(f"Model '{name}' has no version '{version}'. Served: {', '.join((found.version, *beside))}.")
         return beside[version]
 
+    def trial(self, name: str) -> Trial | None:
+        """The rollout's step that runs of a model; None where none does."""
+        return self._trials.get(name)
+
     def versions(self, name: str) -> tuple[str, ...]:
         """Of a model, all that can be named; the one that answers first."""
         return (self._models[name].version, *self._beside.get(name, {}))
@@ -227,6 +231,7 @@ class Service:
             first = deployment
             first.inside.enter()
             try:
+                takes_arrays(deployment)
                 fitting.check(deployment.inputs, request.inputs)
                 wanted = fitting.wanted(deployment.outputs, request.outputs)
                 deadline = asyncio.get_running_loop().time() + min(caller.deadline_s or np.inf, self.settings.deadline_s)
@@ -293,3 +298,13 @@ class Service:
                 observer.refused(deployment, caller, refusal, seconds)
             except Exception:
                 logs.failed("an observer failed", observer=type(observer).__name__)
+
+
+def takes_arrays(deployment: Deployment) -> None:
+    """For who is about to feed a model.
+
+    Raises:
+        Malformed: it is a language model, which is asked elsewhere.
+    """
+    if deployment.language is not None:
+        raise Malformed(f"Model '{deployment.name}' is a language model: ask it over /v1/chat/completions or /v1/completions.")

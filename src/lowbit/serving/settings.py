@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lowbit.serving.cache.settings import CacheSettings
 from lowbit.serving.keep.settings import KeepSettings
+from lowbit.serving.language.settings import LanguageSettings
 from lowbit.serving.run.deployment import CHOSEN, FULL, Limits
 from lowbit.serving.run.ray_engine import RaySettings
 
@@ -45,6 +46,7 @@ class Settings:
         keep: What is kept of the traffic, beside that.
         ray: Run the variants on Ray; None runs them in this process.
         registry: Folder of the registry that versions come from; None where bundles are served.
+        language: How language models are served.
     """
 
     host: str = "127.0.0.1"
@@ -74,4 +76,5 @@ class Settings:
     record: bool = True
     keep: KeepSettings = field(default_factory=KeepSettings)
     ray: RaySettings | None = None
+    language: LanguageSettings = field(default_factory=LanguageSettings)
     registry: Path | None = None

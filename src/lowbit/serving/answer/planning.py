@@ -114,6 +114,8 @@ class Study:
 
     def _needed(self, policy: RoutingPolicy) -> list[str]:
         """Variants whose threshold a policy needs."""
+        if self.deployment.language is not None:
+            return []  # its answers are not asked again
         name, always, again = self.deployment.name, policy.review != "never", policy.escalate is not None
         rules = [rule for rule in policy.rules if not rule.when.model or name in rule.when.model]
         found = {rule.use for rule in rules if always or rule.review or (again and rule.escalate)}

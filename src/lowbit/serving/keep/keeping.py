@@ -112,6 +112,10 @@ class Keeper:
 
     def _redact(self, deployment: Deployment) -> None:
         """A later version whose inputs have other names must not let through what was to be redacted: its inputs are not kept."""
+        if deployment.language is not None:
+            if self.sampler is not None:  # what it was asked is not among what is counted of it
+                self.sampler.left_out.add((deployment.name, deployment.version))
+            return
         redaction, names = self.settings.redaction, {info.name: info.dtype for info in deployment.inputs}
         mine = (redaction.drop | redaction.blur) & names.keys()
         lacking = self._redacted.setdefault(deployment.name, mine) - mine

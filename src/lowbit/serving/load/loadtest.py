@@ -37,6 +37,7 @@ class Step:
         statuses: HTTP status -> answers; 0: no answer.
         latencies_s: Of the answers with a result [n], sorted.
         all_latencies_s: Of everything [n], sorted.
+        more: What a target tells beside that, for JSON.
     """
 
     rate: float | None
@@ -44,6 +45,7 @@ class Step:
     statuses: Counter[int]
     latencies_s: Array = field(repr=False)
     all_latencies_s: Array = field(repr=False)
+    more: dict[str, float | None] = field(default_factory=dict)
 
     @property
     def sent(self) -> int:
@@ -84,6 +86,7 @@ class Step:
             "errors": round(self.errors, 6),
             **quantiles,
             "max_ms": slowest,
+            **self.more,
         }
 
 

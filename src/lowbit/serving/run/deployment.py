@@ -20,6 +20,8 @@ from lowbit.types import TensorInfo
 
 if TYPE_CHECKING:
     from lowbit.data.preprocess import Preprocess
+    from lowbit.serving.language.deploying import Speech
+    from lowbit.serving.language.settings import LanguageSettings
 
 OnBatch = Callable[[str, str, str], Callable[[int], None]]
 """(model, version, variant's id) -> what is told the rows of each of its batches."""
@@ -108,6 +110,7 @@ class Deployment:
         digests: SHA-256 of each of the bundle's files that was loaded, by its path within the bundle.
         digest: Of the version in the registry that it came from; empty where it did not.
         inside: Its requests.
+        language: What makes it a language model's; None for everything else.
 
     What a request needs of the bundle is here: the folder may hold another version by then, and must not be read again.
     """
@@ -121,6 +124,7 @@ class Deployment:
     digests: Mapping[str, str] = field(default_factory=dict)
     digest: str = ""
     inside: Inside = field(default_factory=Inside, compare=False, repr=False)
+    language: Speech | None = field(default=None, compare=False, repr=False)
 
     @property
     def inputs(self) -> tuple[TensorInfo, ...]:
@@ -162,6 +166,7 @@ def load(
     limits: Limits = Limits(),
     on_batch: OnBatch | None = None,
     opener: Callable[[Bundle, str], Sessions] = open_sessions,
+    language: LanguageSettings | None = None,
 ) -> Deployment:
     """Loads a bundle's variants.
 
@@ -174,17 +179,22 @@ def load(
         limits: On what waits.
         on_batch: Gives who is told of a variant's batches.
         opener: Opens a candidate's sessions, here or elsewhere.
+        language: How language models are served; None as usual.
 
     Raises:
         UsageError: no bundle, no such candidate, or the artifact of one is not there.
         ModelError: a file was changed or cannot be run, or the bundle was exchanged meanwhile.
     """
-    read = version_of(folder)
-    version = version or read
-    bundle = Bundle.load(folder)
     name = name or folder.resolve().name
     if not all(char.isalnum() or char in "-_." for char in name):
         raise UsageError(f"'{name}' cannot be part of an address.", "Use letters, digits, '-', '_' and '.': --name NAME.")
+    read = version_of(folder)
+    if read_manifest(folder).language is not None:
+        if opener is not open_sessions:
+            raise UsageError(f"'{name}' is a language model: it runs in the server itself, not on Ray.", "Leave --engine ray out.")
+        return _language(folder, name, version, digest, roles, limits, language)
+    version = version or read
+    bundle = Bundle.load(folder)
     steps = bundle.preprocess
     variants: dict[str, Variant] = {}
     try:
@@ -202,6 +212,17 @@ def load(
         raise
     digests = {entry.path: entry.sha256 for entry in bundle.manifest.files}
     return Deployment(name, version, bundle, variants, reader, steps, digests, digest)
+
+
+def _language(
+    folder: Path, name: str, version: str | None, digest: str, roles: tuple[str, ...], limits: Limits, settings: LanguageSettings | None
+) -> Deployment:
+    from lowbit.serving.language import deploying
+    from lowbit.serving.language.settings import LanguageSettings
+
+    return deploying.load(
+        folder, name=name, version=version, digest=digest, roles=roles, limits=limits, settings=settings or LanguageSettings()
+    )
 
 
 def version_of(folder: Path) -> str:

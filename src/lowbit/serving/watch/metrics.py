@@ -16,6 +16,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 from lowbit.serving.cache.cache import RESULTS
+from lowbit.serving.language.spoken_metrics import LanguageMetrics
 from lowbit.serving.watch.observing import Observer
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ class Metrics(Observer):
         self._draining = Gauge("lowbit_draining", "1 once the server is to stop.", registry=registry)
         self._served = Gauge("lowbit_model_loaded", "1 for what is served.", ASKED[:3], registry=registry)
         self._waiting = Gauge("lowbit_queue_rows", "Rows that wait for a run.", ASKED[:3], registry=registry)
+        self.spoken = LanguageMetrics(registry)
         self._answers: dict[tuple[str, str, str, str], tuple[Counter, Histogram, Histogram]] = {}
 
     def watch(self, service: Service) -> None:
@@ -110,12 +112,14 @@ class Metrics(Observer):
             labels = (deployment.name, deployment.version, variant.id)
             self._served.labels(*labels).set(1)
             self._waiting.labels(*labels).set_function(partial(getattr, variant.batcher, "waiting"))
+        self.spoken.put(deployment)
 
     def gone(self, deployment: Deployment) -> None:
         """A deployment is served no more. Its counters stay: what was counted was counted."""
         for variant in deployment.variants.values():
             for gauge in (self._served, self._waiting):
                 gauge.remove(deployment.name, deployment.version, variant.id)
+        self.spoken.gone(deployment)
 
     def on_batch(self, model: str, version: str, variant: str) -> Callable[[int], None]:
         """What is told the rows of a variant's batches."""

@@ -55,20 +55,21 @@ class Watching:
             UsageError: traces are wanted, and their library is not installed; the state folder cannot be used; something is to be kept, and
                 there is nowhere, or nothing is recorded.
         """
-        traces = Traces() if settings.traces else None
+        traces, metrics = Traces() if settings.traces else None, Metrics()
         if settings.record:
             recorder = Recorder()
             keeper = Keeper.of(settings, recorder)
-            return cls(Metrics(), recorder, keeper, traces, RequestLog(settings.access_log), settings.state)
+            return cls(metrics, recorder, keeper, traces, RequestLog(settings.access_log), settings.state)
         if settings.keep.lasting is not None:
             raise UsageError(f"There is nothing to keep {settings.keep.lasting} with.", "Leave --no-record out.")
-        return cls(Metrics(), None, None, traces, RequestLog(settings.access_log), settings.state)
+        return cls(metrics, None, None, traces, RequestLog(settings.access_log), settings.state)
 
     @property
     def observers(self) -> tuple[Observer, ...]:
         """All there are."""
         kept = () if self.keeper is None else self.keeper.keepsakes
-        return tuple(observer for observer in (self.metrics, self.recorder, *kept, self.traces, self.log) if observer is not None)
+        found = (self.metrics, self.metrics.spoken, self.recorder, *kept, self.traces, self.log)
+        return tuple(observer for observer in found if observer is not None)
 
     @contextlib.asynccontextmanager
     async def keeping(self, service: Service) -> AsyncIterator[Keeper | None]:

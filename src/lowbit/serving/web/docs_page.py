@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+from lowbit.serving.language import described
+
 _STYLE = """
 :root {
   color-scheme: light dark;
@@ -133,6 +135,8 @@ def _example(path: str, method: str, models: list[Mapping[str, Any]], *, key: bo
     curl = 'curl -H "X-API-Key: KEY"' if key else "curl"
     if method == "get":
         return f"{curl} {address}"
+    if (said := described.EXAMPLES.get(path)) is not None:
+        return f"{curl} -d '{said}' {address}"
     if path.startswith("/v1"):
         return f"{curl} {_SAMPLES[first['x-takes']]} {address}"
     tensors = first["inputs"] or [{"name": "INPUT", "datatype": "FP32", "shape": [-1, 2]}]

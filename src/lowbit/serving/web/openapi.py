@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lowbit import __version__
+from lowbit.serving.language import described
 from lowbit.serving.protocol import callers
 from lowbit.serving.protocol.refusals import NotServed, WrongMethod
 from lowbit.serving.protocol.rest_codec import HEADER, MAX_RANK, MOST_TOP
@@ -60,7 +61,9 @@ class Docs:
         if method not in GET:
             raise WrongMethod(method, path, GET)
         described = document(
-            [] if self._service.settings.api_keys else self._service.models.values(), keys=bool(self._service.settings.api_keys)
+            [] if self._service.settings.api_keys else self._service.models.values(),
+            keys=bool(self._service.settings.api_keys),
+            language=any(each.language is not None for each in self._service.models.values()),
         )
         incoming = Incoming.of(scope, receive)
         await incoming.discard()
@@ -72,15 +75,18 @@ class Docs:
         return None
 
 
-def document(models: Iterable[Deployment], *, keys: bool) -> Schema:
+def document(models: Iterable[Deployment], *, keys: bool, language: bool = False) -> Schema:
     """The document.
 
     Args:
         models: That are served, with their inputs and outputs; empty to name none.
         keys: Whether API keys are asked for.
+        language: Whether a language model is served, named or not.
     """
     models = list(models)
+    spoken = described.paths([each.name for each in models if each.language is not None], keys=keys) if language else {}
     paths = {path: {method: _operation(path, method, models, keys)} for path, method in _OPERATIONS}
+    tags = {**_TAGS, **({described.TAG: described.ABOUT} if language else {})}
     secured = {
         "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}, "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"}}
     }
@@ -92,9 +98,9 @@ def document(models: Iterable[Deployment], *, keys: bool) -> Schema:
             "description": "Models over the Open Inference Protocol V2, and predictions for raw samples. gRPC speaks the same protocol.",
             "x-models": [{**metadata(each, [each.version]), "x-takes": _takes(each)} for each in models],
         },
-        "tags": [{"name": name, "description": text} for name, text in _TAGS.items()],
-        "paths": paths,
-        "components": {"schemas": _SCHEMAS, **(secured if keys else {})},
+        "tags": [{"name": name, "description": text} for name, text in tags.items()],
+        "paths": {**paths, **spoken},
+        "components": {"schemas": {**_SCHEMAS, **(described.SCHEMAS if language else {})}, **(secured if keys else {})},
     }
 
 

@@ -28,7 +28,7 @@ from lowbit.serving.protocol.refusals import Malformed, NotServed, Refusal, TooL
 from lowbit.serving.protocol.requests import InferRequest, InferResponse, Parameter
 from lowbit.serving.protocol.rest_codec import MOST_TOP
 from lowbit.serving.run.deployment import Deployment
-from lowbit.serving.service import Service
+from lowbit.serving.service import Service, takes_arrays
 from lowbit.serving.web import samples
 from lowbit.serving.web.asgi import CLOSE, JSON, App, Incoming, Receive, Scope, Send, answer
 from lowbit.serving.web.predictions import Meaning, predictions
@@ -133,6 +133,7 @@ class Predict:
     ) -> bytes:
         loop = asyncio.get_running_loop()
         with self._service.admitted(name, version, caller, place) as deployment:
+            takes_arrays(deployment)
             known = self._know(deployment)
             try:
                 async with asyncio.timeout_at(deadline):

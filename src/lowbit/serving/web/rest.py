@@ -111,13 +111,14 @@ class Rest:
 
 
 def metadata(found: Deployment, versions: Sequence[str]) -> dict[str, Any]:
-    """A model's metadata response; `versions` are all that may be named."""
+    """A model's metadata response; `versions` are all that may be named. A language model takes no tensors: it is asked elsewhere."""
+    inputs, outputs = (found.inputs, found.outputs) if found.language is None else ((), ())
     return {
         "name": found.name,
         "versions": list(versions),
         "platform": "lowbit_bundle",
-        "inputs": [_tensor(info) for info in found.inputs],
-        "outputs": [_tensor(info) for info in found.outputs],
+        "inputs": [_tensor(info) for info in inputs],
+        "outputs": [_tensor(info) for info in outputs],
         "parameters": {"variants": ", ".join(f"{variant.role}={variant.id}" for variant in found.variants.values())},
     }
 

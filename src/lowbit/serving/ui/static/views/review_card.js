@@ -11,10 +11,13 @@ const KINDS = {
   predictions: "Other predictions than before",
   inputs: "Other inputs than before",
   accuracy: "Accuracy fell",
+  perplexity: "Perplexity of answers shifted",
+  length: "Answers of other lengths than before",
+  refusals: "More refusals",
   errors: "Errors",
   latency: "Latency",
 };
-const POINTS = new Set(["confidence", "low_tail", "predictions", "accuracy", "errors"]);
+const POINTS = new Set(["confidence", "low_tail", "predictions", "accuracy", "perplexity", "refusals", "errors"]);
 
 export const title = (review) => KINDS[review.kind] ?? spaced(review.kind);
 export const subject = (review) => `${review.model}, version ${review.version}, ${review.variant}`;

@@ -1,0 +1,1 @@
+"""How the levels of a block's linear layers are chosen, one method a file."""

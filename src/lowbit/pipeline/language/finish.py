@@ -1,0 +1,102 @@
+"""The finalists: at most three, confirmed on text that the search never saw, asked questions, and raced together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lowbit.bundle.schema import DeltaEntry, TaskEntry
+from lowbit.llm.evaluate.paired_text import compare_scores
+from lowbit.pipeline.language.budgets import SOURCE, budget_of
+from lowbit.pipeline.language.context import BASELINE, LanguageContext
+from lowbit.pipeline.language.decide import score
+from lowbit.pipeline.language.score import answered, comparison, keep, kept, scored, task_score
+from lowbit.pipeline.language.timing import time_together
+from lowbit.types import Candidate
+
+MOST = 3
+"""Finalists share one error rate: each more makes every interval wider."""
+
+
+def finalists(context: LanguageContext) -> list[Candidate]:
+    """The best by the objective of those within their budget; one of 8 bits among them, to fall back on."""
+    state, policy = context.state, context.request.policy
+    holding = [
+        c
+        for c in state.candidates.values()
+        if c.precision != SOURCE
+        and c.status == "done"
+        and c.search is not None
+        and c.search.delta.value <= budget_of(c.precision, context.request.budget).value
+    ]
+    ranked = sorted(holding, key=lambda c: (_known(score(state.facts[c.id], policy, c.size_bytes)), c.size_bytes or 0, c.id))
+    first = ranked[:MOST]
+    wide = [c for c in ranked if c.precision == "int8"]
+    if len(first) == MOST and wide and not any(c.precision == "int8" for c in first):
+        first[-1] = wide[0]
+    return first
+
+
+def _known(value: float) -> float:
+    return value if value == value else float("inf")
+
+
+def confirm(context: LanguageContext) -> None:
+    """Perplexity on unseen text, and the tasks, of the baseline and of each finalist that was not confirmed yet."""
+    state, request = context.state, context.request
+    waiting = [ident for ident in state.finalists if state.candidates[ident].confirm is None]
+    if not waiting:
+        return
+    baseline = kept(context, BASELINE, "confirm")
+    if baseline is None:
+        found = scored(context, context.runnable(BASELINE), "confirm")
+        assert found.perplexity is not None, "the baseline was judged before"
+        baseline = found.perplexity
+        keep(context, BASELINE, "confirm", baseline)
+    confidence = 1 - (1 - request.policy.confidence) / len(state.finalists)
+    for ident in waiting:
+        found = scored(context, context.runnable(ident), "confirm")
+        if found.perplexity is None:
+            context.reporter.note(f"{ident} could not be confirmed: {found.error}")
+            continue
+        keep(context, ident, "confirm", found.perplexity)
+        tasks = [task.model_dump(mode="json") for task in _tasks(context, ident, confidence)]
+        context.record("confirmed", id=ident, comparison=comparison(baseline, found.perplexity, None, confidence), tasks=tasks)
+
+
+def _tasks(context: LanguageContext, ident: str, confidence: float) -> Sequence[TaskEntry]:
+    """Questions with known answers, and tasks, paired with the baseline's; a task that is no mean over samples is left out."""
+    found = []
+    if context.request.questions is not None:
+        ours, theirs = answered(context, BASELINE), answered(context, ident)
+        for metric, before, after in (("exact_match", ours.exact, theirs.exact), ("f1", ours.f1_each, theirs.f1_each)):
+            found.append(_paired("qa", metric, before, after, confidence))
+    for file in context.request.tasks:
+        reference, score_ = task_score(context, BASELINE, file), task_score(context, ident, file)
+        if not reference.paired or not score_.paired:
+            context.reporter.note(f"Task '{file.stem}' has no score for each sample: it cannot be compared in pairs.")
+            continue
+        sign = 1.0 if reference.higher_is_better else -1.0
+        found.append(_paired(file.stem, reference.metric, reference.paired, score_.paired, confidence, sign))
+    return found
+
+
+def _paired(name: str, metric: str, before: Sequence[float], after: Sequence[float], confidence: float, sign: float = 1.0) -> TaskEntry:
+    """One task; a drop of what should be high, or a rise of what should be low, is positive."""
+    signed = [[sign * value for value in values] for values in (before, after)]
+    delta = DeltaEntry.model_validate(compare_scores(*signed, confidence=confidence))
+    return TaskEntry(name=name, metric=metric, value=_mean(after), baseline=_mean(before), delta=delta)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def race(context: LanguageContext) -> None:
+    """The final timing: the baseline, the fastest 16-bit version and the finalists together, in turn."""
+    state, request = context.state, context.request
+    sources = [c for c in state.candidates.values() if c.precision == SOURCE and c.status == "done"]
+    fastest = min(sources, key=lambda c: (_known(score(state.facts[c.id], request.policy, c.size_bytes)), c.id))
+    ids = list(dict.fromkeys([BASELINE, fastest.id, *state.finalists]))
+    if all(state.raced.get(ident, 0) >= request.options.rounds for ident in ids):
+        return
+    time_together(context, ids, request.options.rounds, "Timing the finalists")

@@ -1,0 +1,121 @@
+"""Makes the artifact of one recipe for one engine: the table of its weights once, then the engine's own format."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from lowbit.errors import LowbitError, ModelError
+from lowbit.llm import formats
+from lowbit.llm.decoder import Weights
+from lowbit.llm.engines import registry
+from lowbit.llm.recipe import LanguageRecipe
+from lowbit.pipeline.language.context import LanguageContext
+from lowbit.pipeline.language.recipes import BASELINE_ENGINE, SOURCE_RECIPE, Plan
+from lowbit.pipeline.store import link_or_copy, need_space
+
+WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
+TEXT_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+)
+
+
+def make(context: LanguageContext, plan: Plan) -> Path:
+    """The artifact's main file, made where it is not there yet.
+
+    Raises:
+        LowbitError: the format cannot hold these grids, or the recipe cannot be made.
+    """
+    folder = context.store.candidate(plan.id) / "model"
+    if plan.engine == BASELINE_ENGINE and plan.recipe.method == "none":
+        return copy_source(context)
+    if plan.engine == BASELINE_ENGINE:
+        return _link_table(make_table(context, plan.recipe), folder)
+    form = registry.get(plan.engine).opens
+    if done := main_file(folder, form):
+        return done
+    need_space(context.store, context.request.source.size_bytes)
+    if plan.recipe.method == "llamacpp":
+        return _by_llamacpp(context, plan, folder)
+    weights: Weights = context.request.source
+    if plan.recipe.method != "none":
+        from lowbit.llm.table import Table
+
+        weights = Table.open(make_table(context, plan.recipe))
+    context.reporter.note(f"Writing {plan.recipe.name} for {plan.engine}.")
+    return formats.write(weights, form, folder)
+
+
+def make_table(context: LanguageContext, recipe: LanguageRecipe) -> Path:
+    """The recipe's quantized weights, made block by block; an interrupted one goes on where it stopped."""
+    from lowbit.llm.walk import quantize_folder
+
+    request, folder = context.request, context.table(recipe.name)
+    need_space(context.store, request.source.size_bytes // 2)
+    context.reporter.stage(f"Quantizing: {recipe.name}", request.source.decoder.layers)
+    quantize_folder(request.source, recipe, request.calibration, folder, progress=lambda done, _: context.reporter.advance(done))
+    return folder
+
+
+def _link_table(table: Path, folder: Path) -> Path:
+    """The table itself as an artifact, in the candidate's folder: the scratch folder goes when the search ends."""
+    for file in sorted(table.rglob("*")):
+        if file.is_file() and not (folder / file.relative_to(table)).exists():
+            link_or_copy(file, folder / file.relative_to(table))
+    return folder / "table.json"
+
+
+def copy_source(context: LanguageContext) -> Path:
+    """The source model in `baseline/`, for fallback, canary and rollback; hard links where the file system has them."""
+    source, target = context.request.source.path, context.store.out / "baseline"
+    need_space(context.store, context.request.source.size_bytes)
+    for pattern in (*WEIGHT_FILES, *TEXT_FILES):
+        for file in sorted(source.glob(pattern)):
+            if not (target / file.name).exists():
+                link_or_copy(file, target / file.name)
+    found = main_file(target, "safetensors")
+    if found is None:
+        raise ModelError(f"'{source.name}' has no .safetensors file that could be copied.", "Save the model with safe serialization.")
+    return found
+
+
+def main_file(folder: Path, form: str) -> Path | None:
+    """The main file of an artifact that is whole, None where there is none."""
+    names = {
+        "gguf": ("model.gguf",),
+        "openvino": ("openvino_model.xml",),
+        "onnx": ("model.onnx",),
+        "safetensors": ("model.safetensors.index.json", "model.safetensors", "table.json"),
+    }[form]
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def _by_llamacpp(context: LanguageContext, plan: Plan, folder: Path) -> Path:
+    """llama.cpp's own quantizer, from the 16-bit file: what it makes is a candidate like the others."""
+    from lowbit.llm.writers.llamacpp_quantizer import quantize
+
+    assert plan.recipe.preset is not None, "llama.cpp's recipes name a preset"
+    plain = make(context, Plan(SOURCE_RECIPE, plan.engine))
+    context.reporter.note(f"llama.cpp's own quantizer: {plan.recipe.preset}.")
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        return quantize(plain, folder / "model.gguf", plan.recipe.preset)
+    except LowbitError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def size_of(artifact: Path) -> int:
+    """Bytes of the weights: every file of the artifact's folder but the tokenizer's and the configuration."""
+    plain = {*TEXT_FILES, "genai_config.json"}
+    files = [file for file in artifact.parent.rglob("*") if file.is_file() and file.name not in plain]
+    return sum(file.stat().st_size for file in files if "tokenizer" not in file.name)

@@ -1,0 +1,343 @@
+"""Turn what the user typed into what a search needs, refusing early whatever cannot work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import numpy as np
+
+from lowbit.bundle.manifest import digest
+from lowbit.errors import DataError, UsageError, unknown
+from lowbit.llm.evaluate.windows import Documents, Window, Windows, cut
+from lowbit.pipeline.language.recipes import BASELINE_ENGINE, Plan, plans
+from lowbit.pipeline.store import request_key
+from lowbit.runtimes.hardware import Hardware, probe
+from lowbit.types import Array, Budget, Objective, Policy
+
+if TYPE_CHECKING:
+    from lowbit.llm.folder import SourceFolder
+    from lowbit.llm.tokens import TextTokens
+    from lowbit.llm.workload.workload import Workload
+
+SCHEMA = 1
+LONGEST_WINDOW = 1024
+FEWEST_WINDOWS = 40
+"""Fewer windows than this have no interval worth the name: shorter ones are taken."""
+CALIBRATION_WINDOWS = 128
+PACKAGES = ("torch", "llama-cpp-python", "openvino-genai", "onnxruntime-genai")
+"""Whose versions the numbers hold for, besides those that every run uses."""
+MOST_TOKENS = 200_000
+"""Tokens that are scored for each candidate, where the user gives more text than that."""
+
+
+@dataclass(frozen=True)
+class LanguageOptions:
+    """What a user may say about a run; every field has a sensible default (docs/reference/cli.md).
+
+    Attributes:
+        max_drop: Budget of the rise of perplexity, relative; None: 2 % from 8 bits on, 8 % below.
+        calibration: Text to calibrate on; None: a part of the data.
+        workload: Tokens of a prompt and of an answer, and how many requests at once; or a log of requests. None: 512 and 128,
+            one at a time, or what a shorter context holds.
+        engines: Search only these.
+        recipes: Try only these, and 16 bit.
+        objective: "latency" (a request from end to end), "throughput" or "size".
+        confidence: Of the interval that must lie within the budget.
+        window: Tokens of a window of text; None: as many as the model and the text allow, 1,024 at most.
+        stride: Of the windows; None: they do not overlap.
+        qa: Questions with known answers (.jsonl).
+        tasks: Files with tasks: choices or texts (.jsonl), or a task of lm-evaluation-harness on local files (.yaml).
+        task_drop: What answers and tasks may lose, in points.
+        context: Tokens that a served request may have; None: the model's own, 4,096 at most.
+        rounds: Turns of each finalist in the final timing.
+        price_per_hour: Dollars for this machine; None: no cost in dollars.
+        time_limit_s: Start nothing new after this.
+        most_tokens: Scored for each candidate.
+        force: Replace what an earlier run left.
+        prune: Keep only what ships.
+    """
+
+    max_drop: str | None = None
+    calibration: str | Path | None = None
+    workload: str | None = None
+    engines: tuple[str, ...] = ()
+    recipes: tuple[str, ...] = ()
+    objective: Objective = "latency"
+    confidence: float = 0.95
+    window: int | None = None
+    stride: int | None = None
+    qa: str | Path | None = None
+    tasks: tuple[str, ...] = ()
+    task_drop: str = "2pp"
+    context: int | None = None
+    rounds: int = 7
+    price_per_hour: float | None = None
+    time_limit_s: float | None = None
+    most_tokens: int = MOST_TOKENS
+    force: bool = False
+    prune: bool = False
+
+
+NOT_KEPT = ("calibration", "qa", "tasks", "force", "prune", "time_limit_s")
+
+
+@dataclass(frozen=True)
+class LanguageRequest:
+    """A checked request: everything opened, nothing done yet.
+
+    Attributes:
+        source: The model.
+        search: Documents that the search may look at: its windows, each a document of its own.
+        confirm: The same, unseen by the search.
+        calibration: Tokens [N, T].
+        windows: How perplexity is counted on each.
+        plans: What to try.
+        policy: Objective, confidence and the loosest budget.
+        budget: The user's own; None: by bits.
+        task_drop: What a task may lose, absolute.
+        workload: What is timed.
+        context: Tokens that prompt and answer have together.
+        hardware: Of this machine.
+        key: Of the whole request.
+        options: As given.
+        facts: Names and fingerprints for the manifest.
+        questions: File with questions to ask; None: none.
+        tasks: Files with tasks.
+    """
+
+    source: SourceFolder
+    search: Documents
+    confirm: Documents
+    calibration: Array
+    windows: Windows
+    plans: tuple[Plan, ...]
+    policy: Policy
+    budget: Budget | None
+    task_drop: float
+    workload: Workload
+    context: int
+    hardware: Hardware
+    key: str
+    options: LanguageOptions = field(repr=False)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    questions: Path | None = None
+    tasks: tuple[Path, ...] = ()
+
+
+def kept_options(options: LanguageOptions) -> dict[str, Any]:
+    """The options that a journal keeps."""
+    return {each.name: getattr(options, each.name) for each in fields(options) if each.name not in NOT_KEPT}
+
+
+def window_size(positions: int, lengths: Sequence[int], asked: int | None) -> int:
+    """Tokens of a window: what was asked for, else the longest power of two that the model takes and that leaves enough windows.
+
+    Raises:
+        UsageError: more than the model takes.
+    """
+    if asked is not None:
+        if not 2 <= asked <= positions:
+            raise UsageError(f"A window of {asked} tokens does not fit: the model takes 2 to {positions:,}.", "Give another --window.")
+        return asked
+    size = 1 << (min(positions, LONGEST_WINDOW).bit_length() - 1)
+    while size > 64 and sum(length // size for length in lengths) < FEWEST_WINDOWS:
+        size //= 2
+    return size
+
+
+def usual_workload(positions: int) -> str:
+    """A prompt and an answer as many have them, one request at a time; shorter where the model is.
+
+    >>> usual_workload(4096), usual_workload(512)
+    ('prompt=512,output=128,concurrency=1', 'prompt=384,output=128,concurrency=1')
+    """
+    output = min(128, max(1, positions // 4))
+    return f"prompt={min(512, max(1, positions - output))},output={output},concurrency=1"
+
+
+def deal(documents: Documents, size: int, *, calibrate: int, most: int) -> tuple[Documents, Documents, Documents]:
+    """The text in three parts that share no window: what calibrates, what the search may look at, and what only confirms.
+
+    Windows are dealt by the hash of their tokens, so that the same text is always dealt the same way, and a window that
+    occurs twice lies on one side.
+
+    Args:
+        documents: Names and tokens.
+        size: Tokens of a window.
+        calibrate: Windows to calibrate on; 0 where that text is given by itself.
+        most: Windows that judge, at most.
+    """
+    pieces = cut(documents, Windows(size))
+    keyed = sorted(((_key(documents, piece), piece) for piece in pieces), key=lambda pair: pair[0])
+    first, rest = _split(keyed, calibrate)
+    rest = rest[: max(2, most)]
+    second, third = _split(rest, len(rest) // 2)
+    named = (sorted((piece for _, piece in part), key=lambda p: (p.document, p.begin)) for part in (first, second, third))
+    calibration, search, confirm = ([(f"{documents[p.document][0]}:{p.begin}", _tokens(documents, p)) for p in part] for part in named)
+    return calibration, search, confirm
+
+
+Keyed = list[tuple[str, Window]]
+
+
+def _split(keyed: Keyed, count: int) -> tuple[Keyed, Keyed]:
+    """The first so many, and the rest; equal keys stay together."""
+    if not 0 < count < len(keyed):
+        return keyed[:count], keyed[count:]
+    edge = keyed[count][0]
+    return [pair for pair in keyed if pair[0] < edge], [pair for pair in keyed if pair[0] >= edge]
+
+
+def _key(documents: Documents, piece: Window) -> str:
+    import hashlib
+
+    return hashlib.sha256(_tokens(documents, piece).astype("<i4").tobytes()).hexdigest()
+
+
+def _tokens(documents: Documents, piece: Window) -> Array:
+    return documents[piece.document][1][piece.begin : piece.end]
+
+
+def read_request(model: str | Path, data: str | Path, options: LanguageOptions) -> LanguageRequest:
+    """Opens the model and the text and checks every option against them.
+
+    Raises:
+        UsageError: an option is wrong. ModelError, DataError: the model or the text is.
+    """
+    from lowbit.llm.engines import registry
+    from lowbit.llm.folder import SourceFolder
+    from lowbit.llm.tokens import read_texts
+    from lowbit.llm.workload.workload import Workload
+
+    if options.objective not in get_args(Objective):
+        raise unknown("objective", options.objective, get_args(Objective))
+    source = SourceFolder.open(Path(model))
+    workload = Workload.of(options.workload or usual_workload(source.decoder.positions))
+    texts = read_texts(source, data)
+    size = window_size(source.decoder.positions, [len(tokens) for _, tokens in texts.documents], options.window)
+    windows = Windows(size, options.stride)
+    calibration, search, confirm, how = _parts(source, texts, options, size)
+    if not search or not confirm:
+        raise DataError(
+            f"The text has fewer than two windows of {size} tokens: one half is searched on, the other confirms.",
+            "Give more text, or a smaller --window.",
+        )
+    engines = _engines(options.engines)
+    budget = Budget.parse(options.max_drop) if options.max_drop else None
+    if budget is not None and not budget.relative:
+        raise UsageError("Perplexity has no scale of points.", "Give a share of it, e.g. --max-drop 8%.")
+    context = options.context or min(source.decoder.positions, max(4096, workload.context))
+    if workload.context > context:
+        raise UsageError(
+            f"The workload's requests have up to {workload.context:,} tokens; the context is {context:,}.",
+            "Give shorter prompts and answers, or a larger --context where the model takes it.",
+        )
+    hardware = probe(PACKAGES)
+    policy = Policy(
+        task="language-model",
+        metric="perplexity",
+        max_drop=budget or Budget(0.08, relative=True),
+        confidence=options.confidence,
+        objective=options.objective,
+        batch=(workload.concurrency,),
+    )
+    facts = {
+        "source": source.path.name,
+        "text": Path(data).name,
+        "calibration": {"sha256": _fingerprint([("", row) for row in calibration]), "n": len(calibration), "how": how},
+        "validation": {"sha256": _fingerprint([*search, *confirm]), "search": len(search), "confirm": len(confirm)},
+    }
+    chosen = plans(source.decoder, engines, options.recipes)
+    versions = [f"{name} {registry.get(name).version()}" for name in (BASELINE_ENGINE, *engines)]
+    questions, tasks = _questions(options.qa), _tasks(options.tasks)
+    asked = [digest(file) for file in (questions, *tasks) if file is not None]
+    key = request_key(SCHEMA, source.sha256, facts["calibration"], facts["validation"], asked, kept_options(options), hardware, versions)
+    return LanguageRequest(
+        source=source,
+        search=search,
+        confirm=confirm,
+        calibration=calibration,
+        windows=windows,
+        plans=tuple(chosen),
+        policy=policy,
+        budget=budget,
+        task_drop=Budget.parse(options.task_drop).value,
+        workload=workload,
+        context=context,
+        hardware=hardware,
+        key=key,
+        options=options,
+        facts=facts,
+        questions=questions,
+        tasks=tasks,
+    )
+
+
+def _parts(source: SourceFolder, texts: TextTokens, options: LanguageOptions, size: int) -> tuple[Array, Documents, Documents, str]:
+    """Calibration windows [N, T], the search's and the confirming windows, and how the first were found."""
+    from lowbit.llm.tokens import read_texts, refuse_overlap
+
+    most = options.most_tokens // size
+    if options.calibration is not None:
+        given = read_texts(source, options.calibration)
+        refuse_overlap([tokens for _, tokens in given.documents], [tokens for _, tokens in texts.documents])
+        _, search, confirm = deal(texts.documents, size, calibrate=0, most=most)
+        return given.windows(CALIBRATION_WINDOWS, size), search, confirm, f"windows of {size} tokens, spread over the text that was given"
+    share = max(1, min(CALIBRATION_WINDOWS, len(cut(texts.documents, Windows(size))) // 5))
+    aside, search, confirm = deal(texts.documents, size, calibrate=share, most=most)
+    whole = [tokens for _, tokens in aside if len(tokens) == size]
+    if not whole:
+        raise DataError(f"The text is shorter than a window of {size} tokens.", "Give more text, or a smaller --window.")
+    return np.stack(whole).astype(np.int32), search, confirm, f"the {len(whole)} windows of {size} tokens with the lowest content hashes"
+
+
+def _engines(asked: Sequence[str]) -> list[str]:
+    """Names of the engines to search: those asked for, or all that are installed here.
+
+    Raises:
+        UsageError: one is not known or not installed.
+    """
+    from lowbit.llm.engines import registry
+
+    if asked:
+        return [registry.get(name).name for name in dict.fromkeys(asked)]
+    return [engine.name for engine in registry.available() if engine.name != BASELINE_ENGINE]
+
+
+def _fingerprint(documents: Documents) -> str:
+    import hashlib
+
+    digest = hashlib.sha256()
+    for name, tokens in documents:
+        digest.update(f"{name}\x1f{len(tokens)}\x1f".encode())
+        digest.update(tokens.astype("<i4").tobytes())
+    return digest.hexdigest()
+
+
+def _tasks(paths: Sequence[str]) -> tuple[Path, ...]:
+    """The files with tasks, once they were read without a complaint; scores of tasks that are no mean over samples cannot be paired.
+
+    Raises:
+        UsageError: two have one name.
+    """
+    from lowbit.llm.evaluate.tasks import read_task
+
+    files = tuple(Path(path) for path in paths)
+    for file in files:
+        read_task(file)
+    if len({file.stem for file in files}) != len(files):
+        raise UsageError("Two tasks have the same name.", "Give their files different names.")
+    return files
+
+
+def _questions(path: str | Path | None) -> Path | None:
+    """The file with questions, once it was read without a complaint."""
+    if path is None:
+        return None
+    from lowbit.llm.evaluate.answers import read_questions
+
+    read_questions(Path(path))
+    return Path(path)

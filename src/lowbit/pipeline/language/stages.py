@@ -1,0 +1,186 @@
+"""The stages of a language model's search, callable alone: quantize, write, judge, time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lowbit.errors import ModelError, RunError, UsageError, unknown
+from lowbit.llm import formats
+from lowbit.llm.candidate import EngineCandidate, engine_of
+from lowbit.llm.decoder import Weights
+from lowbit.llm.evaluate.judge import evaluate_artifact
+from lowbit.llm.evaluate.perplexity import Perplexity
+from lowbit.llm.evaluate.windows import Windows
+from lowbit.llm.recipe import LanguageRecipe
+from lowbit.llm.workload.measure import measure
+from lowbit.llm.workload.speed import Speed
+from lowbit.llm.workload.workload import Workload
+from lowbit.pipeline.language.make import main_file
+from lowbit.pipeline.language.recipes import catalogue
+from lowbit.pipeline.reporting import Reporter
+
+if TYPE_CHECKING:
+    from lowbit.llm.folder import SourceFolder
+    from lowbit.llm.table import Table
+
+ENGINES = {"gguf": "llamacpp", "openvino": "openvino", "onnx": "onnxruntime-genai", "safetensors": "torch"}
+"""What runs a format where nobody says otherwise."""
+
+ENDINGS = {".gguf": "gguf", ".xml": "openvino", ".onnx": "onnx", ".safetensors": "safetensors", ".json": "safetensors"}
+TABLE = "table.json"
+
+
+def quantize_model(
+    model: Path, recipe: str, calibration: str | Path | None, out: Path, *, windows: int, window: int, reporter: Reporter
+) -> Table:
+    """Quantizes a Hugging Face folder's weights into a table.
+
+    Args:
+        model: The folder.
+        recipe: Name of a built-in recipe, or a YAML file with one.
+        calibration: Text; None where the recipe needs none.
+        out: Folder of the table.
+        windows: To calibrate on.
+        window: Tokens of each.
+        reporter: Who is told.
+
+    Raises:
+        UsageError, ModelError, DataError: what the user can mend.
+    """
+    from lowbit.llm.folder import SourceFolder
+    from lowbit.llm.methods.base import calibrates
+    from lowbit.llm.tokens import read_texts
+    from lowbit.llm.walk import quantize_folder
+
+    source = SourceFolder.open(model)
+    chosen = read_recipe(recipe, source)
+    if chosen.method in ("none", "llamacpp"):
+        raise UsageError(
+            f"Recipe '{chosen.name}' has no table: {'the weights stay' if chosen.method == 'none' else 'llama.cpp chooses the levels'}."
+        )
+    tokens = np.zeros((0, window), np.int32)
+    if calibrates(chosen):
+        if calibration is None:
+            raise UsageError(f"Recipe '{chosen.name}' calibrates.", "Give text like what the model will read: --calibration texts/.")
+        tokens = read_texts(source, calibration).windows(windows, min(window, source.decoder.positions))
+    reporter.stage(f"Quantizing: {chosen.name}", source.decoder.layers)
+    return quantize_folder(source, chosen, tokens, out, progress=lambda done, _: reporter.advance(done))
+
+
+def read_recipe(name: str, source: SourceFolder) -> LanguageRecipe:
+    """A built-in recipe, or the one in a YAML file.
+
+    Raises:
+        UsageError: neither.
+    """
+    known = catalogue(source.decoder)
+    if name in known:
+        return known[name]
+    if Path(name).suffix in (".yaml", ".yml"):
+        try:
+            return LanguageRecipe.from_yaml(Path(name).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UsageError(f"The recipe {name} cannot be read: {error.strerror}.") from error
+    raise unknown("recipe", name, known)
+
+
+def open_weights(folder: Path) -> Weights:
+    """A table, or a Hugging Face folder."""
+    if (folder / TABLE).is_file():
+        from lowbit.llm.table import Table
+
+        return Table.open(folder)
+    from lowbit.llm.folder import SourceFolder
+
+    return SourceFolder.open(folder)
+
+
+def write_format(weights: Path, form: str, out: Path, reporter: Reporter) -> Path:
+    """Writes a table or a folder in a format; returns the main file."""
+    source = open_weights(weights)
+    reporter.stage(f"Writing {form}", len(source.names()))
+    return formats.write(source, form, out, progress=lambda done, _: reporter.advance(done))
+
+
+def find_artifact(path: Path) -> tuple[Path, str]:
+    """The main file and the format of what the user named: the file itself, or the folder that it is in.
+
+    Raises:
+        ModelError: there is none.
+    """
+    if path.is_dir():
+        for form in ("gguf", "openvino", "onnx", "safetensors"):
+            if found := main_file(path, form):
+                return found, form
+        raise ModelError(f"'{path}' holds no artifact of a language model.", f"Known: {', '.join(ENDINGS)} and the folders they are in.")
+    if not path.is_file() or path.suffix not in ENDINGS:
+        raise ModelError(f"'{path}' is no artifact of a language model.", f"Give a file that ends in {', '.join(ENDINGS)}, or its folder.")
+    return path, ENDINGS[path.suffix]
+
+
+def candidate_of(path: Path, engine: str | None) -> EngineCandidate:
+    """What the user named, with the engine that runs it and its default tuning here.
+
+    Raises:
+        UsageError: the engine opens another format.
+    """
+    from lowbit.runtimes.hardware import probe
+
+    artifact, form = find_artifact(path)
+    chosen = engine_of(engine or ENGINES[form])
+    if chosen.opens != form:
+        raise UsageError(f"Engine '{chosen.name}' opens {chosen.opens}, and '{path.name}' is {form}.", f"Use {ENGINES[form]}.")
+    return EngineCandidate(f"{path.name}@{chosen.name}", chosen.name, artifact, chosen.tunings(probe())[0])
+
+
+def judge(
+    artifact: Path, data: str | Path, model: Path | None, engine: str | None, *, window: int, stride: int | None, reporter: Reporter
+) -> Perplexity:
+    """Perplexity of an artifact on text.
+
+    Args:
+        artifact: A file or folder.
+        data: Text.
+        model: Folder with config.json and the tokenizer; None: the artifact's own, or the folder above it.
+        engine: None: by format.
+        window: Tokens of a window.
+        stride: None: rows without overlap.
+        reporter: Who is told.
+
+    Raises:
+        RunError: the engine could not.
+    """
+    from lowbit.llm.tokens import read_texts
+
+    candidate = candidate_of(artifact, engine)
+    home = model or candidate.artifact.parent
+    if not (home / "config.json").is_file() or not (home / "tokenizer.json").is_file():
+        raise UsageError(f"'{home}' has no config.json and tokenizer.json.", "Say where they are: --model FOLDER.")
+    texts = read_texts(open_weights(home), data)
+    reporter.stage(f"Reading text: {candidate.id}", sum(max(1, len(tokens) // (stride or window)) for _, tokens in texts.documents))
+    found = evaluate_artifact(candidate, texts.documents, Windows(window, stride), progress=lambda done, _: reporter.advance(done))
+    if found.perplexity is None:
+        raise RunError(f"{candidate.id} could not be judged: {found.error}")
+    return found.perplexity
+
+
+def bench_artifacts(
+    artifacts: Sequence[Path], workload: str, engines: Sequence[str], *, rounds: int, price_per_hour: float | None, reporter: Reporter
+) -> dict[str, Speed]:
+    """Times artifacts on a workload, on every engine asked for that opens them."""
+    asked = Workload.of(workload)
+    found: dict[str, EngineCandidate] = {}
+    for path in artifacts:
+        _, form = find_artifact(path)
+        for name in [each for each in engines if engine_of(each).opens == form] or [ENGINES[form]]:
+            candidate = candidate_of(path, name)
+            ident = candidate.id if candidate.id not in found else f"{path}@{name}"
+            found[ident] = EngineCandidate(ident, candidate.engine, candidate.artifact, candidate.tuning)
+    reporter.stage("Timing the workload", rounds)
+    return measure(
+        list(found.values()), asked, rounds=rounds, price_per_hour=price_per_hour, progress=lambda done, _: reporter.advance(done)
+    )
