@@ -59,7 +59,13 @@ Numbers = dict[str, Any]
 
 GROUP = 32
 HEAD = Grid(8, GROUP)
-METHODS = {8: ("rtn",), 4: ("rtn", "hqq", "awq", "gptq", "tuned"), 3: ("rtn", "gptq", "tuned"), 2: ("rtn", "gptq", "tuned")}
+METHODS = {
+    8: ("plain", "rtn"),
+    4: ("plain", "rtn", "hqq", "awq", "gptq"),
+    3: ("plain", "rtn", "gptq"),
+    2: ("plain", "rtn", "gptq", "tuned"),
+}
+"""Bits -> how levels are chosen; "plain" is rounding with scales that just reach the largest weight, "rtn" searches the scales."""
 WORKLOADS = {"long prompts": "prompt=1024,output=16", "long answers": "prompt=64,output=256"}
 
 
@@ -147,7 +153,8 @@ def methods() -> Iterator[LanguageRecipe]:
     """Every method at every width, groups of 32, symmetric, embedding and head in 16 bit: as the yardstick has it."""
     for bits, names in METHODS.items():
         for name in names:
-            yield LanguageRecipe(f"int{bits}-{name}", name, Grid(bits, GROUP))
+            options = {"candidates": 0.0} if name == "plain" else {}
+            yield LanguageRecipe(f"int{bits}-{name}", "rtn" if name == "plain" else name, Grid(bits, GROUP), options=options)
 
 
 def perplexity(run: Run) -> Numbers:
@@ -167,7 +174,7 @@ def engines(run: Run) -> Numbers:
     reference = run.reference()
     found: Numbers = {}
     recipes = [LanguageRecipe("f16", "none"), LanguageRecipe("int8-head8", "rtn", Grid(8, GROUP), HEAD)]
-    recipes += [LanguageRecipe(f"int4-{name}-head8", name, Grid(4, GROUP), HEAD) for name in ("gptq", "tuned")]  # type: ignore[arg-type]
+    recipes += [LanguageRecipe(f"int4-{name}-head8", name, Grid(4, GROUP), HEAD) for name in ("rtn", "gptq")]  # type: ignore[arg-type]
     for recipe in recipes:
         weights = run.source() if recipe.method == "none" else run.table(recipe)[0]
         for engine in ("llamacpp", "openvino", "onnxruntime-genai"):

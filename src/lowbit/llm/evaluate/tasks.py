@@ -112,7 +112,7 @@ def score_task(model: Any, task: Task, *, limit: int | None = None) -> TaskScore
         import lm_eval.evaluator
         from lm_eval.api.task import ConfigurableTask
     except ImportError as error:
-        raise UsageError("Tasks need lm-evaluation-harness, which is not installed.", "pip install 'lowbit[evaluate]'") from error
+        raise UsageError("Tasks need lm-evaluation-harness, which is not installed.", "pip install 'lowbit[tasks]'") from error
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of what is meant so here
     try:
         made = ConfigurableTask(config={"task": task.name, **task.config, **_dataset(task)})
@@ -194,7 +194,7 @@ def _harness_task(file: Path) -> Task:
     try:
         from lm_eval.tasks._yaml_loader import load_yaml
     except ImportError as error:
-        raise UsageError("A task in YAML needs lm-evaluation-harness, which is not installed.", "pip install 'lowbit[evaluate]'") from error
+        raise UsageError("A task in YAML needs lm-evaluation-harness, which is not installed.", "pip install 'lowbit[tasks]'") from error
     try:
         config = dict(load_yaml(file))
     except Exception as error:  # yaml's errors, and those of a task's own functions

@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from lowbit.bundle.manifest import write_atomic
 from lowbit.errors import LowbitError, ModelError
 from lowbit.llm import formats
 from lowbit.llm.decoder import Weights
 from lowbit.llm.engines import registry
+from lowbit.llm.folder import COPIED
 from lowbit.llm.recipe import LanguageRecipe
 from lowbit.pipeline.language.context import LanguageContext
-from lowbit.pipeline.language.recipes import BASELINE_ENGINE, SOURCE_RECIPE, Plan
+from lowbit.pipeline.language.recipes import BASELINE_ENGINE, MIXED_GRIDS, SOURCE_RECIPE, Plan
 from lowbit.pipeline.store import link_or_copy, need_space
+from lowbit.types import Array
+
+if TYPE_CHECKING:
+    from lowbit.llm.folder import SourceFolder
 
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
-TEXT_FILES = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-)
 
 
 def make(context: LanguageContext, plan: Plan) -> Path:
@@ -51,6 +47,8 @@ def make(context: LanguageContext, plan: Plan) -> Path:
         from lowbit.llm.table import Table
 
         weights = Table.open(make_table(context, plan.recipe))
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder.parent / "recipe.yaml", weights.recipe.to_yaml())
     context.reporter.note(f"Writing {plan.recipe.name} for {plan.engine}.")
     return formats.write(weights, form, folder)
 
@@ -62,8 +60,19 @@ def make_table(context: LanguageContext, recipe: LanguageRecipe) -> Path:
     request, folder = context.request, context.table(recipe.name)
     need_space(context.store, request.source.size_bytes // 2)
     context.reporter.stage(f"Quantizing: {recipe.name}", request.source.decoder.layers)
+    recipe = settled(recipe, request.source, request.calibration)
     quantize_folder(request.source, recipe, request.calibration, folder, progress=lambda done, _: context.reporter.advance(done))
     return folder
+
+
+def settled(recipe: LanguageRecipe, source: SourceFolder, calibration: Array) -> LanguageRecipe:
+    """The recipe itself; one that states its mean bits (option "bits") with the grid that each layer gets by its sensitivity."""
+    if "bits" not in recipe.options:
+        return recipe
+    from lowbit.llm.methods.allocate import mixed
+
+    found = mixed(source, calibration, recipe.options["bits"], choices=MIXED_GRIDS, method=recipe.method)
+    return replace(found, name=recipe.name, head=recipe.head)
 
 
 def _link_table(table: Path, folder: Path) -> Path:
@@ -78,7 +87,7 @@ def copy_source(context: LanguageContext) -> Path:
     """The source model in `baseline/`, for fallback, canary and rollback; hard links where the file system has them."""
     source, target = context.request.source.path, context.store.out / "baseline"
     need_space(context.store, context.request.source.size_bytes)
-    for pattern in (*WEIGHT_FILES, *TEXT_FILES):
+    for pattern in (*WEIGHT_FILES, *COPIED):
         for file in sorted(source.glob(pattern)):
             if not (target / file.name).exists():
                 link_or_copy(file, target / file.name)
@@ -116,6 +125,6 @@ def _by_llamacpp(context: LanguageContext, plan: Plan, folder: Path) -> Path:
 
 def size_of(artifact: Path) -> int:
     """Bytes of the weights: every file of the artifact's folder but the tokenizer's and the configuration."""
-    plain = {*TEXT_FILES, "genai_config.json"}
+    plain = {*COPIED, "genai_config.json"}
     files = [file for file in artifact.parent.rglob("*") if file.is_file() and file.name not in plain]
     return sum(file.stat().st_size for file in files if "tokenizer" not in file.name)

@@ -26,6 +26,10 @@ INT8 = LanguageRecipe("int8", "rtn", Grid(8, 32), HEAD)
 INT8_ROW = LanguageRecipe("int8-row", "rtn", Grid(8), Grid(8))
 W8A8 = LanguageRecipe("w8a8-smooth", "rtn", Grid(8), Grid(8), "int8-token", smooth=0.5)
 MIXED = LanguageRecipe("mixed-5", "gptq", Grid(4, 32), HEAD, options={"bits": 5.0})
+"""Which layer gets which grid is found when it is made; the mean counts scales."""
+
+MIXED_GRIDS = (Grid(4, 32), Grid(8, 32))
+"""Grids that every engine has kernels for."""
 
 
 def int4(decoder: Decoder, group: int, *, symmetric: bool = True, method: str = "gptq") -> LanguageRecipe:

@@ -19,7 +19,7 @@ from lowbit.llm.recipe import LanguageRecipe
 from lowbit.llm.workload.measure import measure
 from lowbit.llm.workload.speed import Speed
 from lowbit.llm.workload.workload import Workload
-from lowbit.pipeline.language.make import main_file
+from lowbit.pipeline.language.make import main_file, settled
 from lowbit.pipeline.language.recipes import catalogue
 from lowbit.pipeline.reporting import Reporter
 
@@ -67,6 +67,7 @@ def quantize_model(
         if calibration is None:
             raise UsageError(f"Recipe '{chosen.name}' calibrates.", "Give text like what the model will read: --calibration texts/.")
         tokens = read_texts(source, calibration).windows(windows, min(window, source.decoder.positions))
+    chosen = settled(chosen, source, tokens)
     reporter.stage(f"Quantizing: {chosen.name}", source.decoder.layers)
     return quantize_folder(source, chosen, tokens, out, progress=lambda done, _: reporter.advance(done))
 

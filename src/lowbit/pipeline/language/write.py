@@ -19,9 +19,9 @@ from lowbit.bundle.schema import (
     Manifest,
     ValidationEntry,
 )
+from lowbit.llm.folder import COPIED
 from lowbit.pipeline.language.budgets import DEFAULTS
 from lowbit.pipeline.language.context import BASELINE, LanguageContext
-from lowbit.pipeline.language.make import TEXT_FILES
 from lowbit.pipeline.language.recipes import catalogue
 from lowbit.pipeline.store import link_or_copy
 from lowbit.types import Candidate, Decision, Model, TensorInfo
@@ -99,7 +99,7 @@ def place_model(context: LanguageContext, ident: str) -> str:
 
 def place_tokenizer(context: LanguageContext) -> None:
     """What turns text into tokens and chats into prompts, for whoever serves any of the candidates."""
-    for name in TEXT_FILES:
+    for name in COPIED:
         source, target = context.request.source.path / name, context.store.out / TOKENIZER / name
         if source.is_file() and not target.exists():
             link_or_copy(source, target)
