@@ -335,14 +335,16 @@ def speed_candidates(run: Run) -> list[EngineCandidate]:
 
 
 def tuned_candidates(made: list[EngineCandidate]) -> list[EngineCandidate]:
-    """OpenVINO's INT8 and INT4 with a cache in 8 bit and bfloat16 for the rest: a tuning that the search would try too."""
+    """The other tunings that a search would try, of what they change most: bfloat16, and wider groups of activations."""
     found = []
     for each in made:
-        if each.engine == "openvino" and not each.id.startswith("f16"):
-            for tuning in registry.get("openvino").tunings(probe()):
-                if tuning.precision == "bf16" and tuning.kv == "int8":
-                    found.append(replace(each, id=f"{each.id} bf16,kv8", tuning=tuning))
-                    break
+        if each.id not in ("f16@openvino", "int8@openvino", "int4-g128@openvino", "int8@onnxruntime-genai"):
+            continue
+        for tuning in registry.get(each.engine).tunings(probe())[1:]:
+            wide = tuning.activations is not None and each.id != "f16@openvino"
+            if (wide or tuning.precision == "bf16") and tuning.kv == each.tuning.kv:
+                words = [tuning.precision] * (tuning.precision != "f32") + [f"a{tuning.activations}"] * (tuning.activations is not None)
+                found.append(replace(each, id=f"{each.id} {','.join(words)}", tuning=tuning))
     return found
 
 

@@ -40,7 +40,7 @@ class Batch:
                 self._running[slot], self._inside[slot] = self._waiting.popleft(), 0
         speaking = sorted(self._last)
         emitted = self._advance(decoder, speaking) if speaking else []
-        reading = [slot for slot in sorted(self._running) if slot not in self._last and slot not in speaking]
+        reading = [slot for slot in self._running if slot not in self._last and slot not in speaking]
         # Who was there first is read first; with nobody waiting for a token, all at once.
         for slot in reading[:1] if speaking else reading:
             emitted += self._read(decoder, slot, PIECE if speaking else self.context)

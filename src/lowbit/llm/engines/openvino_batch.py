@@ -74,9 +74,8 @@ class Batch:
             return found
         try:
             pipeline.step()
-        except Exception as error:
-            found += [_failed(each, error) for each in self._running]
-            self._running.clear()
+        except Exception as error:  # who is inside stays inside the library, and would fail every later step
+            raise RunError(f"openvino-genai failed: {last_line(error)}") from error
         return found + [emitted for asked in list(self._running.values()) for emitted in self._told(asked)]
 
     def drop(self, request: int) -> None:

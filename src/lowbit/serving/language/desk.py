@@ -234,19 +234,38 @@ class Desk:
             if self._batch is None:
                 self._fail("The engine could not be opened again.")
                 continue
-            for number in leaving:
-                self._batch.drop(number)
+            if not self._dropped(leaving):
+                continue
             for ticket in joining:
                 self._join(ticket)
             if self._inside:
                 self._step()
             elif leaving:
                 self._wake()
-        if self._batch is not None:
-            self._batch.close()
-            self._batch = None
+        with self._changed:
+            self._inside.clear()  # they were told when it was closed
+        self._wake()
+        batch, self._batch = self._batch, None
+        try:
+            if batch is not None:
+                batch.close()
+        except Exception:
+            logs.failed("an engine was not freed")
         for then in self._then:
             then()
+
+    def _dropped(self, leaving: list[int]) -> bool:
+        """Has the engine forget who left. One that cannot is in no state that anybody knows: the thread must not end by it."""
+        assert self._batch is not None, "there is one before anybody leaves"
+        try:
+            for number in leaving:
+                self._batch.drop(number)
+        except Exception as error:
+            logs.failed("an engine did not let an answer go")
+            self._fail(f"The engine failed: {error if isinstance(error, LowbitError | MemoryError) else type(error).__name__}.")
+            self._anew()
+            return False
+        return True
 
     def _due(self) -> tuple[list[Ticket], list[int]]:
         """Who joins and who leaves before the next step; under the lock."""

@@ -7,6 +7,7 @@ POST /v1/chat/completions       streams are server-sent events
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -25,7 +26,7 @@ from lowbit.serving.protocol import aside, callers
 from lowbit.serving.protocol.refusals import Gone, NotServed, Refusal, WrongMethod
 from lowbit.serving.protocol.rest_codec import read_json
 from lowbit.serving.service import Service
-from lowbit.serving.web.asgi import CLOSE, JSON, App, ClientGone, Header, Incoming, Receive, Scope, Send, answer
+from lowbit.serving.web.asgi import CLOSE, JSON, LINGER_S, App, ClientGone, Header, Incoming, Receive, Scope, Send, answer
 
 MOST_BODY = 8 << 20
 """Bytes of a request: the longest contexts are a tenth of it as text, and half of it as token ids."""
@@ -99,7 +100,7 @@ class OpenAi:
         most = min(MOST_BODY, settings.max_body_bytes)
         with self.service.holding(incoming.size(most)):
             body = await incoming.body(most, settings.body_timeout_s)
-            ask = read(await aside.by_size(len(body), read_json, memoryview(body)))
+            ask = await aside.by_size(len(body), lambda: read(read_json(memoryview(body))))
         headers = {SESSION: ask.session, **incoming.headers} if ask.session else incoming.headers
         talk = Talk(self.service, ask, Caller(request_id, headers, callers.waits_s(incoming.headers, {})))
         try:
@@ -163,7 +164,11 @@ async def _streamed(talk: Talk, reply: replies.Reply, send: Send, headers: list[
     counted = talk.ask.usage
 
     async def say(body: bytes) -> None:
-        await send({"type": "http.response.body", "body": body, "more_body": True})
+        try:
+            async with asyncio.timeout_at(max(talk.deadline, asyncio.get_running_loop().time() + LINGER_S)):
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+        except TimeoutError:
+            raise ClientGone from None  # it is there, and does not read
 
     try:
         if talk.ask.chat:
@@ -174,7 +179,7 @@ async def _streamed(talk: Talk, reply: replies.Reply, send: Send, headers: list[
         if counted:
             await say(reply.chunk([], replies.usage_of(talk.prompt_tokens, talk.answer_tokens), counted=True))
         await say(replies.DONE)
-    except Gone:
+    except (Gone, ClientGone):
         raise
     except Refusal as refusal:
         await say(replies.event(replies.error(refusal)))

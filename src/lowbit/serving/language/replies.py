@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,8 @@ from lowbit.serving.language.speaking import Piece, Spelled
 from lowbit.serving.protocol.refusals import NotServed, Refusal, TooLate, Unauthorized, Unavailable
 
 DONE = b"data: [DONE]\n\n"
+UNTOLD = -9999.0
+"""OpenAI's number where there is none; JSON has no word for what is no number."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ def model(name: str, created: int, owner: str = "lowbit") -> dict[str, Any]:
 def _logprobs(tokens: Sequence[Spelled]) -> dict[str, Any]:
     return {
         "tokens": [each.text for each in tokens],
-        "token_logprobs": [each.logprob for each in tokens],
+        "token_logprobs": [None if each.logprob is None or not math.isfinite(each.logprob) else each.logprob for each in tokens],
         "top_logprobs": None,
         "text_offset": [each.start for each in tokens],
     }
@@ -114,7 +117,7 @@ def _chat_logprobs(tokens: Sequence[Spelled]) -> dict[str, Any]:
     content = [
         {
             "token": each.text,
-            "logprob": -9999.0 if each.logprob is None else max(each.logprob, -9999.0),
+            "logprob": UNTOLD if each.logprob is None or math.isnan(each.logprob) else max(each.logprob, UNTOLD),
             "bytes": list(each.text.encode()) if "\ufffd" not in each.text else None,
             "top_logprobs": [],
         }

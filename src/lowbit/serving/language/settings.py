@@ -15,7 +15,7 @@ class LanguageSettings:
         slots: Answers that are computed at once by each variant; None takes the workload's concurrency, and at least four.
         answer_s: A whole answer may take so long; the server's deadline is for its first token.
         refusals: Beginnings by which an answer counts as a refusal; see `refusing`.
-        shadow: Share of the answers that are scored again by the other variant, 0-1, while nobody waits.
+        shadow: Share of the answers that are scored again by the 16-bit model, 0-1, while nobody waits.
     """
 
     slots: int | None = None

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import math
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -45,12 +45,14 @@ class Spelled:
         text: As it looks; cut where a stop string begins within it.
         logprob: None where the engine does not tell.
         start: Characters of the answer before it.
+        end: Characters of the answer that are certain with it.
     """
 
     token: int
     text: str
     logprob: float | None
     start: int
+    end: int
 
 
 @dataclass(frozen=True)
@@ -107,13 +109,16 @@ class Answer:
         self.last_at = now
 
     def released(self) -> tuple[Spelled, ...]:
-        """Tokens whose text has begun to go out; at the end all, but none of a stop string."""
-        given, over = self.writer.given, self.finish is not None and not self.writer.stopped
-        found = [each for each in self.held if each.start < given or over]
-        self.held = [each for each in self.held if not (each.start < given or over)]
-        if not self.writer.stopped:
-            return tuple(found)
-        return tuple(Spelled(each.token, each.text[: given - each.start], each.logprob, each.start) for each in found)
+        """Tokens whose text has gone out; at the end all, but nothing of a stop string."""
+        given, stopped = self.writer.given, self.writer.stopped
+        if stopped:
+            found, self.held = [each for each in self.held if each.start < given], []
+            return tuple(replace(each, text=each.text[: given - each.start]) for each in found)
+        over = self.finish is not None
+        out = [over or (each.start < given and each.end <= given) for each in self.held]
+        found = [each for each, gone in zip(self.held, out, strict=True) if gone]
+        self.held = [each for each, gone in zip(self.held, out, strict=True) if not gone]
+        return tuple(found)
 
 
 class Talk:
@@ -126,6 +131,7 @@ class Talk:
         variant: Likewise.
         reason: Why that variant.
         answers: That are written.
+        deadline: For the whole of it, on the event loop's clock; once it has begun.
     """
 
     deployment: Deployment
@@ -141,7 +147,7 @@ class Talk:
         self._tickets: tuple[Ticket, ...] = ()
         self._events: asyncio.Queue[tuple[int, Emitted | Refusal]] = asyncio.Queue()
         self._first: tuple[int, Emitted | Refusal] | None = None
-        self._deadline = 0.0
+        self.deadline = 0.0
         self._trial: sides.Sided | None = None
         self._told = False
         self._at: Deployment | None = None
@@ -168,7 +174,7 @@ class Talk:
         now, settings = asyncio.get_running_loop().time(), self._service.settings
         speech = _speech(self._service.model(name, version))
         waits = self.caller.deadline_s
-        self._deadline = now + (waits or speech.settings.answer_s)
+        self.deadline = now + min(waits or math.inf, speech.settings.answer_s)
         first_by = now + min(waits or math.inf, settings.deadline_s)
         try:
             side = self._stack.enter_context(self._service.admitted(name, version, self.caller))
@@ -202,7 +208,11 @@ class Talk:
             known = ", ".join(f"{each.role} ({each.id})" for each in deployment.variants.values())
             raise NotServed(f"Model '{deployment.name}' has no variant {way.variant!r} loaded. Loaded: {known}.")
         self.variant, self.reason = variant, way.reason
-        prompts = await self._prompts(speech)
+        try:
+            async with asyncio.timeout_at(first_by):
+                prompts = await self._prompts(speech)
+        except TimeoutError:
+            raise TooLate("The prompt was not read in time.") from None
         desk = desk_of(variant)
         room = min(speech.context, desk.context)
         for tokens in prompts:
@@ -231,7 +241,7 @@ class Talk:
     async def _prompts(self, speech: Speech) -> list[Sequence[int]]:
         words, ask = speech.words, self.ask
         if ask.chat:
-            size = sum(len(each["content"]) for each in ask.messages)
+            size = sum(len(each["content"]) + 64 for each in ask.messages)  # a template goes through empty ones, too
             return [await aside.by_size(4 * size, words.chat, ask.messages, self.deployment.name)]
         found: list[Sequence[int]] = []
         for prompt in ask.prompts:
@@ -267,7 +277,7 @@ class Talk:
             waiting = len(self.answers)
             event: tuple[int, Emitted | Refusal] | None = self._first
             while waiting:
-                index, what = event or await self._next(self._deadline, "The answer took too long.")
+                index, what = event or await self._next(self.deadline, "The answer took too long.")
                 event = None
                 if isinstance(what, Refusal):
                     what.variant = self.variant.id
@@ -297,7 +307,7 @@ class Talk:
             answer.tokens.append(what.token)
             if self.ask.logprobs:
                 words = _speech(self.deployment).words
-                answer.held.append(Spelled(what.token, words.shown(what.token), what.logprob, start))
+                answer.held.append(Spelled(what.token, words.shown(what.token), what.logprob, start, writer.certain))
         if writer.stopped:
             answer.finish = "stop"
             desk_of(self.variant).drop(self._tickets[answer.index])
@@ -424,11 +434,11 @@ def _check(tokens: Sequence[int], vocabulary: int, room: int, ask: Ask) -> None:
     param = "messages" if ask.chat else "prompt"
     if not tokens:
         raise BadField(param, "The prompt has no tokens: this model cannot begin from nothing.")
-    if strange := next((each for each in tokens if not 0 <= each < vocabulary), None):
-        raise BadField(param, f"Token {strange} is not in the vocabulary: it has {vocabulary:,} tokens, from 0.")
-    if len(tokens) >= room:
+    if len(tokens) >= room:  # first: it may be millions
         raise BadField(
             param,
             f"This model's maximum context length is {room:,} tokens, and the prompt has {len(tokens):,}: no room is left for an answer.",
             "context_length_exceeded",
         )
+    if strange := next((each for each in tokens if not 0 <= each < vocabulary), None):
+        raise BadField(param, f"Token {strange} is not in the vocabulary: it has {vocabulary:,} tokens, from 0.")

@@ -11,6 +11,9 @@ from collections.abc import Callable, Sequence
 
 BROKEN = "\ufffd"
 """What a decoder gives for bytes that are no character, or none yet."""
+LONGEST = 64
+"""Tokens that are looked at again with the next one. A character has four bytes: what is none by then, or no text, stays so. (A model may
+say end tokens or broken characters for as long as it may speak, and each costs a look at all of these.)"""
 
 Decode = Callable[[Sequence[int]], str]
 """Text of some tokens, without special ones."""
@@ -19,7 +22,8 @@ Decode = Callable[[Sequence[int]], str]
 class Detokenizer:
     """Text of one answer, piece by piece: the pieces together are what decoding all tokens at once gives.
 
-    (Where a tokenizer falls back to bytes and the answer ends within a character, the whole may show that character differently.)
+    (Where a tokenizer falls back to bytes and the answer ends within a character, the whole may show that character differently; so may
+    a character that ends behind `LONGEST` tokens of which none was one.)
     """
 
     def __init__(self, decode: Decode) -> None:
@@ -35,7 +39,7 @@ class Detokenizer:
         self._window.append(token)
         text = self._decode(self._window)
         settled = text.rstrip(BROKEN)
-        if settled != text:
+        if settled != text and len(self._window) - len(self._context) < LONGEST:
             if not settled.startswith(self._sent):
                 return ""
             piece, self._sent = settled[len(self._sent) :], settled
@@ -61,9 +65,11 @@ class Detokenizer:
         """Begins a new window behind what has gone out, with what came last as its context."""
         fresh = self._window[len(self._context) :]
         text = self._decode(fresh)
-        if text and not text.endswith(BROKEN):
+        if (text and not text.endswith(BROKEN)) or (text and len(fresh) >= LONGEST):
             self._context, self._window = fresh, list(fresh)
             self._context_text = self._sent = text
+        elif len(fresh) >= LONGEST:  # special tokens: nothing looks different behind them
+            self._window, self._sent = list(self._context), self._context_text
 
 
 class Stops:
