@@ -59,13 +59,12 @@ Numbers = dict[str, Any]
 
 GROUP = 32
 HEAD = Grid(8, GROUP)
-METHODS = {
-    8: ("plain", "rtn"),
-    4: ("plain", "rtn", "hqq", "awq", "gptq"),
-    3: ("plain", "rtn", "gptq"),
-    2: ("plain", "rtn", "gptq", "tuned"),
-}
-"""Bits -> how levels are chosen; "plain" is rounding with scales that just reach the largest weight, "rtn" searches the scales."""
+METHODS = (
+    *((4, "gptq"), (3, "gptq"), (2, "gptq"), (8, "rtn"), (4, "plain"), (3, "plain"), (2, "plain")),
+    *((4, "rtn"), (4, "awq"), (4, "hqq"), (3, "rtn"), (2, "rtn"), (2, "tuned")),
+)
+"""Bits, and how levels are chosen: "plain" is rounding with scales that just reach the largest weight, "rtn" searches the scales."""
+
 WORKLOADS = {"long prompts": "prompt=1024,output=16", "long answers": "prompt=64,output=256"}
 
 
@@ -151,10 +150,9 @@ def linear_bytes(table: Table) -> int:
 
 def methods() -> Iterator[LanguageRecipe]:
     """Every method at every width, groups of 32, symmetric, embedding and head in 16 bit: as the yardstick has it."""
-    for bits, names in METHODS.items():
-        for name in names:
-            options = {"candidates": 0.0} if name == "plain" else {}
-            yield LanguageRecipe(f"int{bits}-{name}", "rtn" if name == "plain" else name, Grid(bits, GROUP), options=options)
+    for bits, name in METHODS:
+        options = {"candidates": 0.0} if name == "plain" else {}
+        yield LanguageRecipe(f"int{bits}-{name}", "rtn" if name == "plain" else name, Grid(bits, GROUP), options=options)
 
 
 def perplexity(run: Run) -> Numbers:

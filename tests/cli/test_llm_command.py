@@ -50,6 +50,9 @@ def test_quantize_write_and_judge(run: Run, model: Path, text: Path, tmp_path: P
         ("perplexity", where, "--data", text, "--model", model, "--window", "32")
         for where in (model, tmp_path / "table", tmp_path / "gguf")
     ]
+    (tmp_path / "gguf" / "config.json").write_bytes((model / "config.json").read_bytes())
+    (tmp_path / "gguf" / "tokenizer.json").write_bytes((model / "tokenizer.json").read_bytes())
+    judged.append(("perplexity", tmp_path / "gguf", "--data", text, "--window", "32"))  # its own tokenizer, without weights beside it
     values = [json.loads(run(*arguments, "--output", "json").out) for arguments in judged]
     assert len({value["tokens"] for value in values}) == 1
     assert values[1]["value"] == pytest.approx(values[0]["value"], rel=0.05)  # 8 bits
@@ -78,7 +81,10 @@ def test_artifacts_are_timed_beside_each_other(run: Run, model: Path, tmp_path: 
         (("quantize", "{model}", "--recipe", "f16", "--out", "{out}"), 2, "has no table: the weights stay"),
         (("quantize", "{model}", "--recipe", "int9", "--out", "{out}"), 2, "'int9'"),
         (("quantize", "{model}", "--recipe", "absent.yaml", "--out", "{out}"), 2, "absent.yaml cannot be read"),
+        (("quantize", "{model}", "--recipe", "int8", "--out", "{model}"), 2, "has the weights of a model already"),
         (("write", "{model}", "--to", "docx", "--out", "{out}"), 2, "'docx'"),
+        (("write", "{model}", "--to", "safetensors", "--out", "{model}"), 2, "has the weights of a model already"),
+        (("write", "{model}", "--to", "gguf", "--out", "{text}"), 2, "is a file; a folder is needed"),
         (("perplexity", "{text}", "--data", "{text}"), 3, "is no artifact of a language model"),
         (("perplexity", "{model}", "--data", "{text}", "--engine", "llamacpp"), 2, "opens gguf"),
         (("bench", "{out}"), 3, "is no artifact of a language model"),

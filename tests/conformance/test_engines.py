@@ -325,6 +325,7 @@ def test_dropped_requests_leave_room(batch: ContinuousBatch, session: LanguageSe
         batch.step()
     for number in (0, 3, 3, 77):
         batch.drop(number)
+    assert 0 < getattr(batch, "kv_use", 0.5) < 1
     late = [each.request for each in batch.step()]
     assert 0 not in late
     assert 3 not in late
@@ -333,6 +334,7 @@ def test_dropped_requests_leave_room(batch: ContinuousBatch, session: LanguageSe
     batch.add(9, PROMPTS[4], Sampling(8))
     found = run(batch)
     assert tokens(found[9]) == greedy(session, PROMPTS[4], 8)
+    assert getattr(batch, "kv_use", 0.0) == 0
 
 
 def test_seeds_repeat_whoever_else_is_in(int8: Case, batch: ContinuousBatch) -> None:

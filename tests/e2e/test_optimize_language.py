@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,7 +17,13 @@ from lowbit import optimize
 from lowbit.bundle.bundle import Bundle
 from lowbit.bundle.source import source_manifest
 from lowbit.errors import UsageError
+from lowbit.llm.folder import SourceFolder
+from lowbit.pipeline.language.context import LanguageContext
+from lowbit.pipeline.language.make import copy_source, size_of
+from lowbit.pipeline.language.request import LanguageOptions, read_request
 from lowbit.pipeline.language.state import replay
+from lowbit.pipeline.reporting import Reporter
+from lowbit.pipeline.store import Store
 
 WORKLOAD = "prompt=16,output=4,concurrency=1"
 BASELINE = "f16@torch"
@@ -130,6 +139,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         (["--window", "65"], 2, "A window of 65 tokens does not fit"),
         (["--recipe", "int5"], 2, "'int5'"),
         (["--runtime", "nothing"], 2, "'nothing'"),
+        (["--context", "65"], 2, "A context of 65 tokens is more than the model's 64"),
+        (["--task-drop", "2%"], 2, "told in points"),
         (["--max-drop", "1pp"], 2, "Perplexity has no scale of points"),
         (["--qa", "nowhere.jsonl"], 3, "nowhere.jsonl"),
     ],
@@ -143,6 +154,29 @@ def test_an_option_that_cannot_be_kept_is_refused(
     assert words in done.err
     assert "Traceback" not in done.err
     assert not (tmp_path / "out").exists()
+
+
+def test_another_log_of_the_same_name_is_another_search(whole: tuple[Path, Path], tmp_path: Path) -> None:
+    model, written = whole
+    log, keys = tmp_path / "requests.jsonl", []
+    for output in (4, 8):
+        log.write_text(f'{{"prompt": 16, "output": {output}}}\n')
+        keys.append(read_request(model, written, LanguageOptions(workload=str(log), engines=("torch",))).key)
+    assert keys[0] != keys[1]
+
+
+def test_the_baseline_is_a_copy_of_the_models_own_files(whole: tuple[Path, Path], tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(whole[0], model)
+    shutil.copyfile(model / "model.safetensors", model / "consolidated.safetensors")  # the same weights, saved another way
+    (tmp_path / "out").mkdir()
+    request = SimpleNamespace(source=SourceFolder.open(model))
+    found = copy_source(LanguageContext(cast("Any", request), Store(tmp_path / "out"), Reporter(), None))
+    assert found == tmp_path / "out" / "baseline" / "model.safetensors"
+    assert not (found.parent / "consolidated.safetensors").exists()
+    assert not found.samefile(model / "model.safetensors")  # training on in the same folder changes no rollback
+    assert (found.parent / "tokenizer.json").is_file()
+    assert size_of(found) == request.source.size_bytes
 
 
 def test_text_that_cannot_judge_is_refused(whole: tuple[Path, Path], shell: Callable[..., Shell], tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -129,6 +131,33 @@ def test_prompts_read_between_others_tokens_are_answered_as_alone(
             answer.append(int(logits.argmax()))
             logits = session.step(answer[-1])
         assert found[number] == answer
+
+
+class Uniform:
+    """A decoder that says token 5 to everything."""
+
+    files = SimpleNamespace(vocabulary=8, context=64)
+
+    def read(self, _place: int, _tokens: Any, _before: int = 0) -> np.ndarray:
+        return np.eye(8, dtype=np.float32)[5]
+
+    def advance(self, tokens: np.ndarray, _before: np.ndarray) -> np.ndarray:
+        return np.tile(np.eye(8, dtype=np.float32)[5], (len(tokens), 1))
+
+
+def test_who_came_first_is_read_first_whichever_place_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(genai_batch, "PIECE", 4)
+    batch = genai_batch.Batch(cast(Any, Uniform()), 3)
+    for number, count in ((1, 4), (2, 1), (3, 60)):
+        batch.add(number, [1], Sampling(count))
+    batch.step()  # 2 is answered; 1 and 3 speak
+    batch.add(4, [1] * 40, Sampling(2))  # in the second place
+    began: list[int] = []
+    for turn in range(40):
+        if turn == 4:
+            batch.add(5, [1] * 8, Sampling(2))  # in the first place, which is free by now
+        began += [each.request for each in batch.step() if each.request in (4, 5) and each.request not in began]
+    assert began == [4, 5]
 
 
 def test_files_that_are_missing_or_damaged_are_named(plain: Path, tmp_path: Path) -> None:

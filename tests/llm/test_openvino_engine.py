@@ -272,6 +272,30 @@ def test_who_is_dropped_makes_room(session: LanguageSession, artifact: Path) -> 
         batch.step()
 
 
+class Broken:
+    """A pipeline that fails in a step."""
+
+    def __init__(self, whole: Any) -> None:
+        self._whole = whole
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._whole, name)
+
+    def step(self) -> None:
+        raise RuntimeError("somewhere in its source\nno memory")
+
+
+def test_a_step_that_fails_is_told_as_the_batchs_failure(artifact: Path) -> None:
+    """Who was inside is still inside the library: only another batch answers anybody."""
+    need("openvino_genai")
+    batch: Any = ENGINE.batch(artifact, EXACT, slots=1)
+    batch.add(1, PROMPTS[0], Sampling(5))
+    batch._pipeline = Broken(batch._pipeline)
+    with pytest.raises(RunError, match="openvino-genai failed: no memory"):
+        batch.step()
+    batch.close()
+
+
 def test_a_sampling_that_the_library_refuses_fails_alone(session: LanguageSession, artifact: Path) -> None:
     need("openvino_genai")
     batch = ENGINE.batch(artifact, EXACT, slots=1, context=64)

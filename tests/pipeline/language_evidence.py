@@ -48,7 +48,7 @@ def made(
 ) -> tuple[Candidate, LanguageCandidateEntry]:
     """A candidate with its facts."""
     recipe, _, engine = ident.partition("@")
-    timed = ()
+    timed: tuple[Measurement, ...] = ()
     if found is not None:
         ms = found.total_s.value * 1000
         ratio = Ratio(over_baseline, over_baseline * 0.99, over_baseline * 1.01)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from language_evidence import baseline, made, policy, speed, task
 
-from lowbit.bundle.schema import LanguageCandidateEntry, SpeedEntry
+from lowbit.bundle.language_words import budget
+from lowbit.bundle.schema import LanguageCandidateEntry, LanguageEntry, SpeedEntry
 from lowbit.pipeline.language.budgets import bits_of, budget_of
 from lowbit.pipeline.language.decide import decide, score
 from lowbit.types import Budget, Candidate, Decision, Objective
@@ -33,6 +36,9 @@ def test_each_number_of_bits_has_its_own_budget() -> None:
     assert budget_of("Q4_K_M", None).value == 0.08
     assert budget_of("int3", Budget(0.01, relative=True)).value == 0.01
     assert (bits_of("16 bit"), bits_of("Q8_0"), bits_of("odd")) == (16, 8, 16)
+    told = cast("LanguageEntry", SimpleNamespace(budgets={"int8": "2%", "int4": "8%"}))
+    for word in ("int8", "int4", "Q4_K_M", "Q4_0", "Q5_1", "Q8_0", "16 bit"):
+        assert budget(told, word) == budget_of(word, None).value, word  # the report says what was decided by
     found = decided(int8(0.03), int4(0.03))
     verdicts = {judgement.id: judgement.verdict for judgement in found.judgements}
     assert verdicts["int8@openvino"] == "recover"  # 3 % is over INT8's 2 %
@@ -75,6 +81,10 @@ def test_what_gains_nothing_over_16_bit_on_the_best_engine_does_not_replace_it()
     found = decided(fast, int8(found=speed(500, 60)))
     assert (found.verdict, found.chosen) == ("keep", "f16@llamacpp")
     assert "16 bit stays, on its fastest engine" in found.reasons[0]
+    assert found.reasons[1] == "Of the other candidates 1 without a gain."
+    assert "as fast as the baseline, f16@torch" in found.reasons[-1]  # which is not the best 16-bit version: that is what runs
+    unproved = decided(fast, int8(found=speed(500, 60), confirmed=False))
+    assert unproved.reasons[1] == "Of the other candidates 1 without a gain."
 
 
 def test_what_is_over_its_budget_is_named_and_16_bit_runs_meanwhile() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from lowbit.errors import UsageError
 from lowbit.llm.decoder import Decoder, Rope
 from lowbit.pipeline.language.recipes import Plan, catalogue, divides, plans
-from lowbit.pipeline.language.request import deal, window_size
+from lowbit.pipeline.language.request import deal, named, window_size
 
 SMALL = Decoder("llama", 2, 320, 5, 5, 64, 864, 4096, 512, "rms", 1e-6, "silu", True, Rope(10000.0, 64))
 WIDE = Decoder("llama", 2, 1024, 16, 8, 64, 2816, 32000, 2048, "rms", 1e-6, "silu", True, Rope(10000.0, 64))
@@ -74,6 +76,21 @@ def test_plans_begin_with_the_baseline_and_name_each_pair_once() -> None:
     only = plans(SMALL, ["llamacpp"], ["int4-tuned"])
     assert [plan.id for plan in only] == ["f16@torch", "f16@llamacpp", "int4-tuned@llamacpp"]
     assert only[-1] == Plan(catalogue(SMALL)["int4-tuned"], "llamacpp")
+
+
+def test_a_recipe_that_no_engine_is_tried_with_is_refused_and_emulated_ones_run_on_torch() -> None:
+    with pytest.raises(UsageError, match="'int8' is not tried on openvino"):
+        plans(SMALL, ["openvino"], ["int8"])
+    with pytest.raises(UsageError, match="'llamacpp-q8_0' is not tried on openvino or torch"):
+        plans(SMALL, ["openvino", "torch"], ["llamacpp-q8_0"])
+    assert [plan.id for plan in plans(SMALL, ["openvino"], ["w8a8-smooth"])] == ["f16@torch", "f16@openvino", "w8a8-smooth@torch"]
+    assert [plan.id for plan in plans(SMALL, ["torch"], ["int4"])] == ["f16@torch", "int4@torch"]
+
+
+def test_a_path_without_a_name_gets_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert named(".").name == tmp_path.name
+    assert named("a/b") == Path("a/b")
 
 
 def test_what_is_not_a_recipe_or_does_not_fit_is_refused() -> None:

@@ -20,8 +20,11 @@ from lowbit.errors import ModelError, UsageError
 from lowbit.llm.engines.base import Sampling
 from lowbit.llm.engines.sampling import choose, generator
 from lowbit.serving.language.openai_api import OpenAi
+from lowbit.serving.language.replies import Reply
 from lowbit.serving.language.settings import LanguageSettings
+from lowbit.serving.language.speaking import Answer, Spelled
 from lowbit.serving.language.words import Words
+from lowbit.serving.language.writing import Writer
 from lowbit.serving.run import deployment
 from lowbit.serving.service import Service
 from lowbit.serving.watch.metrics import Metrics
@@ -219,6 +222,28 @@ def test_logprobs_hold_nothing_of_a_stop_string(tmp_path: Path, engine: BigramEn
     found = ask([folder], lambda asking: asking.complete("zz", max_tokens=30, temperature=0, logprobs=0, stop="id")).json["choices"][0]
     assert found["text"] == "He sa"
     assert "".join(found["logprobs"]["tokens"]) == "He sa"
+
+
+def test_a_token_goes_out_with_the_last_of_its_text() -> None:
+    """A stop string may begin within a token: until it is known, no probability shows it."""
+    words = ("ab", "c", "x")
+    for said, told in (((0, 1), ["a"]), ((0, 2), ["ab", "x"])):
+        answer = Answer(0, (), Writer(lambda tokens: "".join(words[each] for each in tokens), ["bc"]))
+        found: list[str] = []
+        for token in said:
+            start = answer.writer.certain
+            answer.writer.push(token)
+            answer.held.append(Spelled(token, words[token], -1.0, start, answer.writer.certain))
+            found += [each.text for each in answer.released()]
+        assert found == told
+
+
+@pytest.mark.parametrize("logprob", [math.nan, -math.inf])
+def test_what_is_no_number_is_valid_json(logprob: float) -> None:
+    tokens = [Spelled(5, "a", logprob, 0, 1)]
+    for chat in (False, True):
+        told = Reply("id", chat, "tiny", 0, "f").choice(0, "a", tokens, "stop")
+        json.loads(json.dumps(told, allow_nan=False))
 
 
 def test_an_engine_that_tells_nothing_answers_all_the_same(tmp_path: Path, engine: BigramEngine) -> None:
@@ -504,6 +529,46 @@ class Seen(Observer):
 
     def refused(self, deployment: Any, caller: Any, refusal: Any, seconds: float) -> None:  # noqa: ARG002
         self.refusals.append(refusal.outcome)
+
+
+def test_a_refused_request_is_counted_once_and_as_what_it_is(tiny: Path) -> None:
+    async def run() -> list[str]:
+        seen = Seen()
+        with served(tiny) as service:
+            service.observers = (seen,)
+            asking = Asking(service)
+            for wish in ({"model": "nobody"}, {"model": "tiny@9"}, {"prompt": [999]}, {"variant": "nobody"}, {"temperature": 3}):
+                await asking.complete(**wish)
+        return seen.refusals
+
+    assert asyncio.run(run()) == ["unknown", "unknown", "malformed", "unknown", "malformed"]
+
+
+@pytest.mark.parametrize("where", ["encode", "decode"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_nobody_foresaw_is_our_failure(tiny: Path, monkeypatch: pytest.MonkeyPatch, where: str, stream: bool) -> None:
+    """Not a client that went away: rollouts and reviews count these."""
+
+    def broken(*_: Any) -> None:
+        raise ValueError("/a/path/that/nobody/should/see")
+
+    async def run() -> tuple[Answered, Seen, int]:
+        seen = Seen()
+        with served(tiny) as service:
+            service.observers = (seen,)
+            monkeypatch.setattr(Words, where, broken)
+            found = await Asking(service).complete(max_tokens=5, stream=stream)
+            return found, seen, service.inside
+
+    found, seen, inside = asyncio.run(run())
+    begun = stream and where == "decode"
+    assert found.status == (200 if begun else 500)
+    told = events(found.body)[-1] if begun else found.json
+    assert told["error"]["type"] == "server_error"
+    assert "path" not in told["error"]["message"]
+    assert len(seen.refusals) == 1
+    assert seen.refusals != ["gone"]
+    assert inside == 0
 
 
 def test_answers_are_counted_like_a_classifiers(tmp_path: Path, engine: BigramEngine, words: Words) -> None:  # noqa: ARG001

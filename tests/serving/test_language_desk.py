@@ -180,6 +180,72 @@ def test_an_engine_that_is_gone_refuses() -> None:
     at(work, opens=1)
 
 
+def test_an_engine_that_cannot_forget_is_opened_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_request: int) -> None:
+        raise RuntimeError("/a/path/that/nobody/should/see")
+
+    async def work(case: Case) -> None:
+        (gone, inside), waiting = case.ask(2, tokens=60), case.ask(1, tokens=3)
+        while case.desk.running < 2:
+            await asyncio.sleep(0.001)
+        batch: Any = case.desk._batch
+        monkeypatch.setattr(batch, "drop", broken)
+        case.desk.drop(gone)
+        lost, after = await case.ended(inside, *waiting)
+        assert isinstance(lost[-1], EngineFailed)
+        assert "path" not in str(lost[-1])
+        assert len(after) in (1, 3), "it was waiting, or had just joined"
+        (found,) = await case.ended(*case.ask(1, tokens=3))
+        assert len(found) == 3
+        await case.desk.drained()
+
+    one, other = at(work)
+    assert (one.closed, other.closed) == (True, True)
+
+
+def test_who_waits_for_a_desk_that_closes_waits_no_longer() -> None:
+    async def work(case: Case) -> None:
+        case.ask(2, tokens=60)
+        while case.desk.running < 2:
+            await asyncio.sleep(0.001)
+        waiting = asyncio.ensure_future(case.desk.drained())
+        await asyncio.sleep(0)
+        case.desk.close()
+        await asyncio.wait_for(waiting, 5)
+
+    async def run() -> None:
+        await work(Case(Desk(lambda: Bigrams(table(1), 64, 2, 0.001))))
+
+    asyncio.run(run())
+
+
+def test_an_engine_that_is_gone_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lowbit.serving.language.desk.AGAIN_S", 0.01)
+    opened: list[Bigrams] = []
+    tried = 0
+
+    def open_batch() -> Bigrams:
+        nonlocal tried
+        tried += 1
+        if 1 < tried < 5:
+            raise RunError("No memory now.")
+        opened.append(Bigrams(table(1), 64, 2, 0.001))
+        return opened[-1]
+
+    async def run() -> None:
+        case = Case(Desk(open_batch))
+        opened[0].fails = RunError("It went out of memory.")
+        await case.ended(*case.ask(3, tokens=60))
+        async with asyncio.timeout(10):
+            while not case.desk.alive:
+                await asyncio.sleep(0.005)
+        (found,) = await case.ended(*case.ask(tokens=3))
+        assert len(found) == 3
+        case.desk.close()
+
+    asyncio.run(run())
+
+
 def test_what_an_engine_does_not_take_is_that_answers_alone() -> None:
     async def work(case: Case) -> None:
         (good,), (bad,) = case.ask(tokens=9), case.ask(prompt=[5] * 64)

@@ -127,6 +127,15 @@ def test_deadlines(slow: Running) -> None:
     asking.close()
 
 
+def test_a_client_cannot_ask_for_more_time_than_the_server_gives(folder: Path) -> None:
+    with running_language(folder, step_s=STEP_S, options=("--variants", "chosen", "--answer", "300ms")) as server:
+        asking = Client(server)
+        wish = {"prompt": "The", "max_tokens": 1000, "ignore_eos": True}
+        late = asking.post("/v1/completions", {"x-request-timeout-ms": "3600000"}, **wish)
+        assert (late.status, json.loads(late.read())["error"]["code"]) == (504, "timeout")
+        asking.close()
+
+
 def test_a_server_that_stops_ends_its_streams(folder: Path) -> None:
     with running_language(folder, step_s=STEP_S, options=("--variants", "chosen")) as server:
         asking, other = Client(server), Client(server)

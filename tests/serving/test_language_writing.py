@@ -156,6 +156,26 @@ def test_a_writer_does_both(text: str, stops: list[str]) -> None:
     assert all(BROKEN not in piece for piece in pieces)
 
 
+@pytest.mark.parametrize("raw", [b"\x80" * 3000, BROKEN.encode() * 1000, b"", b"a\xe2\x82"])
+def test_what_never_becomes_text_is_looked_at_once(raw: bytes) -> None:
+    """End tokens that are passed over (here: 256), and bytes that are no characters, for as long as a model may speak."""
+    looked = 0
+
+    def decode(tokens: Sequence[int]) -> str:
+        nonlocal looked
+        looked += len(tokens)
+        return bytes_decode([each for each in tokens if each < 256])
+
+    tokens = [*b"one ", *raw, *[256] * 1500, *b" two"]
+    found = Detokenizer(decode)
+    pieces = "".join([found.push(token) for token in tokens])
+    assert looked < 400 * len(tokens), "not all of them for each"
+    text = pieces + found.flush()
+    assert (text[:4], text[-4:]) == ("one ", " two")
+    if not raw:
+        assert text == "one  two"
+
+
 def test_an_answer_that_ends_within_a_character_says_so() -> None:
     writer = Writer(bytes_decode)
     assert [writer.push(byte) for byte in b"a\xe2\x82"] == ["a", "", ""]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 
 from lowbit.bundle import words
@@ -19,6 +20,12 @@ _ACTIONS = {
     "recover": "Not yet: over the budget",
     "keep": "Keep 16 bit",
 }
+
+
+def perplexity(manifest: Manifest, entry: CandidateEntry) -> float | None:
+    """On the text of the search, as everybody has it: what finalists have on unseen text cannot stand beside it."""
+    own = manifest.language.candidates.get(entry.id) if manifest.language else None
+    return own.perplexity if own else None
 
 
 def rise(delta: DeltaEntry | None) -> str:
@@ -56,8 +63,8 @@ def rate(value: RatioEntry | None) -> str:
 
 def budget(language: LanguageEntry, precision: str) -> float:
     """Allowed rise of perplexity for weights of that precision, as a fraction."""
-    digits = "".join(c for c in precision if c.isdigit())[:2]
-    wide = not digits or int(digits) >= WIDE_BITS
+    digits = re.search(r"\d+", precision)  # the first: "Q4_0" has 4 bits
+    wide = digits is None or int(digits[0]) >= WIDE_BITS
     return Budget.parse(language.budgets["int8" if wide else "int4"]).value
 
 

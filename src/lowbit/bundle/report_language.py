@@ -151,7 +151,10 @@ def _table(manifest: Manifest, language: LanguageEntry) -> str:
     heads = [("Candidate", ""), ("Verdict", ""), ("Perplexity", "rise [interval]"), ("KL", "nats a token"), ("Same token", "as 16 bit")]
     heads += [("Size", ""), ("Bits", "a weight"), ("Memory", "peak")]
     rows = "".join(_row(manifest, language, entry) for entry in _ranked(manifest))
-    lead = "Rises are paired with the 16-bit model on the same windows of text: plus is worse."
+    lead = (
+        "Perplexity is on the text of the search; rises are paired with the 16-bit model on the same windows of text, for finalists on "
+        "unseen ones: plus is worse."
+    )
     return section("candidates", "Every candidate", _grid(heads, rows, "Candidates"), lead)
 
 
@@ -170,7 +173,7 @@ def _grid(heads: list[tuple[str, str]], rows: str, label: str, words_first: int 
 def _row(manifest: Manifest, language: LanguageEntry, entry: CandidateEntry) -> str:
     own = language.candidates.get(entry.id)
     is_base, is_chosen = entry.id == manifest.baseline.id, entry.id == manifest.decision.chosen
-    value = escape(words.metric_value("perplexity", entry.metric.value if entry.metric else None))
+    value = escape(words.metric_value("perplexity", say.perplexity(manifest, entry)))
     delta = entry.delta
     if delta is not None and not is_base and math.isfinite(delta.value):
         value += f"<small>{escape(say.rise(delta))} {escape(say.rise_interval(delta))}</small>"

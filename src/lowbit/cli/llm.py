@@ -138,7 +138,11 @@ def bench(
         return
     from rich.console import Console
 
+    from lowbit.cli.show import WIDE
+
     console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = 2 * WIDE  # a pipe or a file has room for everything
     console.print(speed_table(found))
 
 

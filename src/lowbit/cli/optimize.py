@@ -59,7 +59,13 @@ from lowbit.cli.options import Duration, Numbers, budget_options, data_options, 
     help="Train by distillation: where nothing else holds the budget, in any case, or not at all.",
 )
 @training_options
-@click.option("--rounds", type=click.IntRange(3, 1000), default=12, show_default=True, help="Turns of each finalist in the final timing.")
+@click.option(
+    "--rounds",
+    type=click.IntRange(3, 1000),
+    default=12,
+    show_default=True,
+    help="Turns of each finalist in the final timing (language models: 7).",
+)
 @click.option("--safety-critical", is_flag=True, help="A wrong answer can hurt someone: be told what that means here.")
 @click.option("--prune", is_flag=True, help="Keep only the artifact that ships, not every candidate's.")
 @click.option("--force", is_flag=True, help="Start anew: replace what an earlier run left in --out.")

@@ -27,7 +27,7 @@ SHARED = {
 }
 """Options that every model has -> fields of `LanguageOptions`."""
 
-OWN = ("workload", "window", "stride", "context", "qa", "tasks", "task_drop", "most_tokens", "price_per_hour")
+OWN = ("workload", "window", "context", "qa", "tasks", "task_drop", "most_tokens", "price_per_hour")
 NEUTRAL = ("model", "form")
 
 
@@ -41,9 +41,6 @@ def language_options(command: Callable[..., Any]) -> Callable[..., Any]:
             ),
             click.option(
                 "--window", type=count, metavar="TOKENS", help="Language models: tokens of a window that perplexity is counted on."
-            ),
-            click.option(
-                "--stride", type=count, metavar="TOKENS", help="Language models: from window to window; without overlap if not given."
             ),
             click.option(
                 "--context", type=count, metavar="TOKENS", help="Language models: tokens that a request may have when it is served."

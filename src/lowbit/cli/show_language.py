@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from lowbit.bundle.bundle import Bundle
     from lowbit.bundle.schema import CandidateEntry, Manifest
 
-LEGEND = """rise: of perplexity against the 16-bit model on the same text, plus is worse; request: from end to end, on the workload
+LEGEND = """perplexity: on the text of the search; rise: against the 16-bit model on the same text, finalists on unseen text, plus is worse
+request: from end to end, on the workload
 ~ timed quickly in the search; provisional: not proved; reject: too slow; refuse: broken, or far over its budget
 """
 
@@ -82,7 +83,7 @@ def _cells(manifest: Manifest, entry: CandidateEntry) -> dict[str, str]:
     measured = words.at(entry, words.main_batch(manifest))
     rough = words.rough(measured, manifest) if measured else ""
     return {
-        "perplexity": words.metric_value("perplexity", entry.metric.value if entry.metric else None),
+        "perplexity": words.metric_value("perplexity", say.perplexity(manifest, entry)),
         "rise": "reference" if entry.id == manifest.baseline.id else say.rise(entry.delta),
         "request": f"{rough}{words.digits(speed.total_s.value)} s" if speed else words.NONE,
         "first token": words.milliseconds(speed.ttft_ms.value if speed else None),

@@ -98,16 +98,20 @@ class SourceFolder:
     @cached_property
     def sha256(self) -> str:
         """Of config.json, tokenizer.json and the weights' files, names and contents: what any result was made from."""
-        shards = {file.path for file in self._files.values()}
         digest = hashlib.sha256()
-        for path in [self.path / "config.json", self.path / "tokenizer.json", *sorted(shards)]:
+        for path in [self.path / "config.json", self.path / "tokenizer.json", *self.files]:
             digest.update(f"{path.name} {file_sha256(path)}\n".encode())
         return digest.hexdigest()
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """That the weights are in; others in the folder (the same weights saved another way) are not looked at."""
+        return tuple(sorted({file.path for file in self._files.values()}))
+
+    @property
     def size_bytes(self) -> int:
         """Of the weights' files."""
-        return sum(path.stat().st_size for path in {file.path for file in self._files.values()})
+        return sum(path.stat().st_size for path in self.files)
 
     @property
     def parameters(self) -> int:

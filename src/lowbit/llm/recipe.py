@@ -91,7 +91,10 @@ class LanguageRecipe:
             if values.get(key) is not None:
                 values[key] = _grid(values[key])
         values["formats"] = {str(k): _grid(v) for k, v in mapping("formats", values.get("formats") or {}).items()}
-        values["options"] = {str(k): float(v) for k, v in mapping("options", values.get("options") or {}).items()}
+        try:
+            values["options"] = {str(k): float(v) for k, v in mapping("options", values.get("options") or {}).items()}
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"The options of a recipe are numbers: {error}.") from error
         return cls(**values)
 
 

@@ -33,6 +33,7 @@ OWN = (
     "MODEL_CARD.md",
     "preprocess.yaml",
     "tokenizer.json",
+    "tokenizer",
     ".work",
 )
 """Everything that a run may write in its folder."""

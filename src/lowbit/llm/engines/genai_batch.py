@@ -82,6 +82,11 @@ class Batch:
         for each in (self._waiting, self._running, self._inside, self._last):
             each.clear()
 
+    @property
+    def kv_use(self) -> float:
+        """Share of the cache that is in use, 0-1; may be asked from another thread."""
+        return sum(list(self._inside.values())) / (self.context * self.slots)
+
     def _free(self, slot: int) -> None:
         for each in (self._running, self._inside, self._last):
             each.pop(slot, None)

@@ -109,6 +109,11 @@ class Batch:
         self._waiting.clear()
         self._context.close()
 
+    @property
+    def kv_use(self) -> float:
+        """Share of the cache that is in use, 0-1; may be asked from another thread."""
+        return sum(each.done for each in list(self._running.values())) / (self.context * self.slots)
+
     def _work(self) -> _Work:
         """One token of each answer, then pieces of prompts in turn."""
         work = _Work()

@@ -92,6 +92,11 @@ class Batch:
             self.step()
         self._pipeline = None
 
+    @property
+    def kv_use(self) -> float:
+        """Share of the cache that is in use, 0-1; may be asked from another thread."""
+        return sum(len(each.prompt) + each.told for each in list(self._running.values())) / (self.context * self.slots)
+
     def _scheduler(self, tokens: int) -> Any:
         found = self._genai.SchedulerConfig()
         found.num_kv_blocks = self.slots * (-(-self.context // BLOCK) + 1)

@@ -187,18 +187,20 @@ def _reasons(
 
 
 def _keep_reasons(source: Candidate, baseline: Candidate, judged: Mapping[str, Judgement], facts: Facts) -> tuple[str, ...]:
+    named = {"refuse": "refused", "reject": "rejected", "recover": "over the budget without a gain"}
+    named |= {"ship": "without a gain", "provisional": "without a gain"}
     counts: dict[str, int] = {}
-    for judgement in judged.values():
-        counts[judgement.verdict] = counts.get(judgement.verdict, 0) + 1
-    named = {"refuse": "refused", "reject": "rejected", "recover": "over the budget without a gain", "ship": "without a gain"}
-    parts = [f"{n} {named[verdict]}" for verdict, n in sorted(counts.items()) if verdict in named]
+    for judgement in sorted(judged.values(), key=lambda each: each.verdict):
+        if word := named.get(judgement.verdict):
+            counts[word] = counts.get(word, 0) + 1
+    parts = [f"{n} {word}" for word, n in counts.items()]
     why = f"Of the other candidates {say.listed(parts)}." if parts else "No changed candidate held."
     first = "The 16-bit model stays as it is." if source.id == baseline.id else f"16 bit stays, on its fastest engine: {source.id}."
-    return (first, why, *_speeds(source, baseline, facts))
+    return (first, why, *_speeds(source, baseline, facts, "the baseline"))
 
 
-def _speeds(candidate: Candidate, source: Candidate, facts: Facts) -> list[str]:
-    """On the workload: a request, its first token, and both rates; then against the best 16-bit version."""
+def _speeds(candidate: Candidate, source: Candidate, facts: Facts, known_as: str = "the best 16-bit version") -> list[str]:
+    """On the workload: a request, its first token, and both rates; then against another."""
     speed = _speed(candidate.id, facts)
     if speed is None:
         return []
@@ -210,7 +212,7 @@ def _speeds(candidate: Candidate, source: Candidate, facts: Facts) -> list[str]:
     theirs = _speed(source.id, facts)
     if theirs is not None and source.id != candidate.id:
         times = theirs.total_s.value / speed.total_s.value
-        found.append(f"That is {words.times(times)} as fast as the best 16-bit version, {source.id}.")
+        found.append(f"That is {words.times(times)} as fast as {known_as}, {source.id}.")
     return found
 
 

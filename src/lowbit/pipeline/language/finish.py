@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from lowbit.bundle.schema import DeltaEntry, TaskEntry
+from lowbit.errors import RunError
 from lowbit.llm.evaluate.paired_text import compare_scores
 from lowbit.pipeline.language.budgets import SOURCE, budget_of
 from lowbit.pipeline.language.context import BASELINE, LanguageContext
 from lowbit.pipeline.language.decide import score
-from lowbit.pipeline.language.score import answered, comparison, keep, kept, scored, task_score
+from lowbit.pipeline.language.score import answered, as_judged, comparison, keep, kept, scored, task_score
 from lowbit.pipeline.language.timing import time_together
 from lowbit.types import Candidate
 
@@ -17,18 +19,16 @@ MOST = 3
 """Finalists share one error rate: each more makes every interval wider."""
 
 
+def contenders(context: LanguageContext) -> list[Candidate]:
+    """Who is tuned: the best of each engine, since tuning moves engines further apart than recipes, and whoever leads anyway."""
+    ranked = _holding(context)
+    firsts = [next(c for c in ranked if c.runtime == engine) for engine in dict.fromkeys(c.runtime for c in ranked)]
+    return list({c.id: c for c in [*firsts, *finalists(context)]}.values())
+
+
 def finalists(context: LanguageContext) -> list[Candidate]:
     """The best by the objective of those within their budget; one of 8 bits among them, to fall back on."""
-    state, policy = context.state, context.request.policy
-    holding = [
-        c
-        for c in state.candidates.values()
-        if c.precision != SOURCE
-        and c.status == "done"
-        and c.search is not None
-        and c.search.delta.value <= budget_of(c.precision, context.request.budget).value
-    ]
-    ranked = sorted(holding, key=lambda c: (_known(score(state.facts[c.id], policy, c.size_bytes)), c.size_bytes or 0, c.id))
+    ranked = _holding(context)
     first = ranked[:MOST]
     wide = [c for c in ranked if c.precision == "int8"]
     if len(first) == MOST and wide and not any(c.precision == "int8" for c in first):
@@ -36,31 +36,64 @@ def finalists(context: LanguageContext) -> list[Candidate]:
     return first
 
 
+def _holding(context: LanguageContext) -> list[Candidate]:
+    """What was changed and is within its budget, the best by the objective first."""
+    state, policy = context.state, context.request.policy
+    found = [
+        c
+        for c in state.candidates.values()
+        if c.precision != SOURCE
+        and c.status == "done"
+        and c.search is not None
+        and c.search.delta.value <= budget_of(c.precision, context.request.budget).value
+    ]
+    return sorted(found, key=lambda c: (_known(score(state.facts[c.id], policy, c.size_bytes)), c.size_bytes or 0, c.id))
+
+
 def _known(value: float) -> float:
     return value if value == value else float("inf")
 
 
 def confirm(context: LanguageContext) -> None:
-    """Perplexity on unseen text, and the tasks, of the baseline and of each finalist that was not confirmed yet."""
+    """Perplexity on unseen text, and the tasks, of the baseline and of each finalist that was not confirmed yet.
+
+    Whoever was confirmed before a resumed search found other finalists shares the error rate with them: its interval is made anew.
+    """
     state, request = context.state, context.request
-    waiting = [ident for ident in state.finalists if state.candidates[ident].confirm is None]
+    sharing = dict.fromkeys([*state.finalists, *(c.id for c in state.candidates.values() if c.confirm is not None)])
+    if not sharing:
+        return
+    confidence = 1 - (1 - request.policy.confidence) / len(sharing)
+    waiting = [ident for ident in sharing if not _confirmed(context, ident, confidence)]
     if not waiting:
         return
     baseline = kept(context, BASELINE, "confirm")
     if baseline is None:
         found = scored(context, context.runnable(BASELINE), "confirm")
-        assert found.perplexity is not None, "the baseline was judged before"
+        if found.perplexity is None:
+            raise RunError(f"The 16-bit model cannot be run: {found.error}")
         baseline = found.perplexity
         keep(context, BASELINE, "confirm", baseline)
-    confidence = 1 - (1 - request.policy.confidence) / len(state.finalists)
     for ident in waiting:
-        found = scored(context, context.runnable(ident), "confirm")
-        if found.perplexity is None:
-            context.reporter.note(f"{ident} could not be confirmed: {found.error}")
+        perplexity = kept(context, ident, "confirm") if state.candidates[ident].confirm is not None else None
+        if perplexity is None:
+            found = scored(context, as_judged(context.runnable(ident)), "confirm")
+            if found.perplexity is None:
+                context.reporter.note(f"{ident} could not be confirmed: {found.error}")
+                continue
+            perplexity = found.perplexity
+            keep(context, ident, "confirm", perplexity)
+        try:
+            tasks = [task.model_dump(mode="json") for task in _tasks(context, ident, confidence)]
+        except RunError as error:  # one candidate's engine; the others may still be confirmed
+            context.reporter.note(f"{ident} could not be confirmed: {error.message}")
             continue
-        keep(context, ident, "confirm", found.perplexity)
-        tasks = [task.model_dump(mode="json") for task in _tasks(context, ident, confidence)]
-        context.record("confirmed", id=ident, comparison=comparison(baseline, found.perplexity, None, confidence), tasks=tasks)
+        context.record("confirmed", id=ident, comparison=comparison(baseline, perplexity, None, confidence), tasks=tasks)
+
+
+def _confirmed(context: LanguageContext, ident: str, confidence: float) -> bool:
+    found = context.state.candidates[ident].confirm
+    return found is not None and math.isclose(found.delta.confidence, confidence)
 
 
 def _tasks(context: LanguageContext, ident: str, confidence: float) -> Sequence[TaskEntry]:

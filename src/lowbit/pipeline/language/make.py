@@ -8,21 +8,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lowbit.bundle.manifest import write_atomic
-from lowbit.errors import LowbitError, ModelError
+from lowbit.errors import LowbitError
 from lowbit.llm import formats
 from lowbit.llm.decoder import Weights
 from lowbit.llm.engines import registry
-from lowbit.llm.folder import COPIED
+from lowbit.llm.folder import COPIED, INDEX, SINGLE
 from lowbit.llm.recipe import LanguageRecipe
 from lowbit.pipeline.language.context import LanguageContext
 from lowbit.pipeline.language.recipes import BASELINE_ENGINE, MIXED_GRIDS, SOURCE_RECIPE, Plan
-from lowbit.pipeline.store import link_or_copy, need_space
+from lowbit.pipeline.store import copy_whole, link_or_copy, need_space
 from lowbit.types import Array
 
 if TYPE_CHECKING:
     from lowbit.llm.folder import SourceFolder
 
-WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
+TABLE = "table.json"
 
 
 def make(context: LanguageContext, plan: Plan) -> Path:
@@ -34,11 +34,11 @@ def make(context: LanguageContext, plan: Plan) -> Path:
     folder = context.store.candidate(plan.id) / "model"
     if plan.engine == BASELINE_ENGINE and plan.recipe.method == "none":
         return copy_source(context)
-    if plan.engine == BASELINE_ENGINE:
-        return _link_table(make_table(context, plan.recipe), folder)
     form = registry.get(plan.engine).opens
     if done := main_file(folder, form):
         return done
+    if plan.engine == BASELINE_ENGINE:
+        return _link_table(make_table(context, plan.recipe), folder)
     need_space(context.store, context.request.source.size_bytes)
     if plan.recipe.method == "llamacpp":
         return _by_llamacpp(context, plan, folder)
@@ -77,24 +77,26 @@ def settled(recipe: LanguageRecipe, source: SourceFolder, calibration: Array) ->
 
 def _link_table(table: Path, folder: Path) -> Path:
     """The table itself as an artifact, in the candidate's folder: the scratch folder goes when the search ends."""
-    for file in sorted(table.rglob("*")):
+    for file in sorted(table.rglob("*"), key=lambda file: (file.name == TABLE, file)):  # the main file last: where it is, all is
         if file.is_file() and not (folder / file.relative_to(table)).exists():
             link_or_copy(file, folder / file.relative_to(table))
-    return folder / "table.json"
+    return folder / TABLE
 
 
 def copy_source(context: LanguageContext) -> Path:
-    """The source model in `baseline/`, for fallback, canary and rollback; hard links where the file system has them."""
-    source, target = context.request.source.path, context.store.out / "baseline"
-    need_space(context.store, context.request.source.size_bytes)
-    for pattern in (*WEIGHT_FILES, *COPIED):
-        for file in sorted(source.glob(pattern)):
-            if not (target / file.name).exists():
-                link_or_copy(file, target / file.name)
-    found = main_file(target, "safetensors")
-    if found is None:
-        raise ModelError(f"'{source.name}' has no .safetensors file that could be copied.", "Save the model with safe serialization.")
-    return found
+    """The source model in `baseline/`, for fallback, canary and rollback.
+
+    Copied, not linked: whoever trains on and saves over the same folder must not change what a rollback goes back to.
+    """
+    source, target = context.request.source, context.store.out / "baseline"
+    waiting = [file for file in (*source.files, *(source.path / name for name in COPIED)) if file.is_file()]
+    if (source.path / INDEX).is_file():
+        waiting.append(source.path / INDEX)  # last: where it is, all is
+    waiting = [file for file in waiting if not (target / file.name).exists()]
+    need_space(context.store, sum(file.stat().st_size for file in waiting))
+    for file in waiting:
+        copy_whole(file, target / file.name)
+    return target / (INDEX if (source.path / INDEX).is_file() else SINGLE)
 
 
 def main_file(folder: Path, form: str) -> Path | None:
@@ -103,7 +105,7 @@ def main_file(folder: Path, form: str) -> Path | None:
         "gguf": ("model.gguf",),
         "openvino": ("openvino_model.xml",),
         "onnx": ("model.onnx",),
-        "safetensors": ("model.safetensors.index.json", "model.safetensors", "table.json"),
+        "safetensors": (INDEX, SINGLE, TABLE),
     }[form]
     return next((folder / name for name in names if (folder / name).is_file()), None)
 

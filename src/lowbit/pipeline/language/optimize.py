@@ -11,9 +11,10 @@ from lowbit.bundle.bundle import Bundle
 from lowbit.bundle.schema import EngineTuningEntry, LanguageCandidateEntry
 from lowbit.errors import Interrupted, LowbitError
 from lowbit.llm.engines import registry
+from lowbit.llm.recipe import LanguageRecipe
 from lowbit.pipeline.language.budgets import SOURCE, budget_of
 from lowbit.pipeline.language.context import BASELINE, LanguageContext
-from lowbit.pipeline.language.finish import confirm, finalists, race
+from lowbit.pipeline.language.finish import confirm, contenders, finalists, race
 from lowbit.pipeline.language.make import make, size_of
 from lowbit.pipeline.language.recipes import MIXED, Plan
 from lowbit.pipeline.language.request import LanguageOptions, LanguageRequest, kept_options, read_request
@@ -96,7 +97,7 @@ def run(context: LanguageContext, command: str) -> Decision:
     recover(context)
     screen(context)
     if not state.finalists:
-        tune(context, finalists(context))
+        tune(context, contenders(context))
         context.record("finalists", ids=[candidate.id for candidate in finalists(context)])
     confirm(context)
     race(context)
@@ -185,8 +186,10 @@ def default_tuning(engine: str) -> EngineTuningEntry:
 def bits_per_weight(context: LanguageContext, plan: Plan) -> float | None:
     """Mean over the blocks' linear layers, scales and zero points included; None where an engine's own quantizer chose."""
     decoder, recipe = context.request.source.decoder, plan.recipe
-    if recipe.method in ("llamacpp",) or recipe.options.get("bits"):
-        return recipe.options.get("bits")
+    if recipe.method == "llamacpp":
+        return None
+    if "bits" in recipe.options and (file := context.store.candidate(plan.id) / "recipe.yaml").is_file():
+        recipe = LanguageRecipe.from_yaml(file.read_text(encoding="utf-8"))  # which layer got which grid
     shapes = [(block, role, decoder.shape(role)) for block in range(decoder.layers) for role in decoder.roles]
     weights = sum(rows * columns for *_, (rows, columns) in shapes)
     grids = [(recipe.grid_of(block, role), rows, columns) for block, role, (rows, columns) in shapes]

@@ -86,16 +86,23 @@ def plans(decoder: Decoder, engines: Sequence[str], asked: Iterable[str] = ()) -
         asked: Names of recipes; none means the default ones.
 
     Raises:
-        UsageError: a recipe is not known, or this decoder's sizes do not allow it.
+        UsageError: a recipe is not known, this decoder's sizes do not allow it, or none of these engines is tried with it.
     """
-    known = catalogue(decoder)
+    known, asked = catalogue(decoder), tuple(asked)
     names = list(dict.fromkeys(asked)) or [name for name in DEFAULT if name in known]
     for name in names:
         if name not in known:
             raise unknown("recipe", name, known)
     recipes = [SOURCE_RECIPE, *(known[name] for name in names if name != SOURCE_RECIPE.name)]
     found = [Plan(SOURCE_RECIPE, BASELINE_ENGINE)]
-    found += [Plan(recipe, engine) for recipe in recipes for engine in engines if engine != BASELINE_ENGINE and _takes(engine, recipe)]
+    for recipe in recipes:
+        # Activations in 8 bit a token are emulated by the baseline's engine alone, which is searched only where it is named.
+        also = [BASELINE_ENGINE] if recipe.activations != "float" and BASELINE_ENGINE not in engines else []
+        fits = [Plan(recipe, engine) for engine in (*engines, *also) if _takes(engine, recipe)]
+        if not fits and recipe.name in asked:
+            where = " or ".join(engines)
+            raise UsageError(f"Recipe '{recipe.name}' is not tried on {where}.", "Give another recipe, or another --runtime.")
+        found += [plan for plan in fits if plan != found[0]]
     if len(found) == 1 and not engines:
         raise UsageError("No engine for language models is installed.", "Install some: pip install 'lowbit[language]'.")
     return found

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -47,7 +48,6 @@ class LanguageOptions:
         objective: "latency" (a request from end to end), "throughput" or "size".
         confidence: Of the interval that must lie within the budget.
         window: Tokens of a window of text; None: as many as the model and the text allow, 1,024 at most.
-        stride: Of the windows; None: they do not overlap.
         qa: Questions with known answers (.jsonl).
         tasks: Files with tasks: choices or texts (.jsonl), or a task of lm-evaluation-harness on local files (.yaml).
         task_drop: What answers and tasks may lose, in points.
@@ -68,7 +68,6 @@ class LanguageOptions:
     objective: Objective = "latency"
     confidence: float = 0.95
     window: int | None = None
-    stride: int | None = None
     qa: str | Path | None = None
     tasks: tuple[str, ...] = ()
     task_drop: str = "2pp"
@@ -125,6 +124,11 @@ class LanguageRequest:
     facts: Mapping[str, Any] = field(default_factory=dict)
     questions: Path | None = None
     tasks: tuple[Path, ...] = ()
+
+
+def named(path: str | Path) -> Path:
+    """The path with a name of its own: `.` has none, and a bundle names what it was made from."""
+    return Path(path) if Path(path).name not in ("", "..") else Path(path).resolve()
 
 
 def kept_options(options: LanguageOptions) -> dict[str, Any]:
@@ -214,11 +218,11 @@ def read_request(model: str | Path, data: str | Path, options: LanguageOptions) 
 
     if options.objective not in get_args(Objective):
         raise unknown("objective", options.objective, get_args(Objective))
-    source = SourceFolder.open(Path(model))
+    source = SourceFolder.open(named(model))
     workload = Workload.of(options.workload or usual_workload(source.decoder.positions))
     texts = read_texts(source, data)
     size = window_size(source.decoder.positions, [len(tokens) for _, tokens in texts.documents], options.window)
-    windows = Windows(size, options.stride)
+    windows = Windows(size)  # none overlaps: each is on one side, what the search sees or what confirms
     calibration, search, confirm, how = _parts(source, texts, options, size)
     if not search or not confirm:
         raise DataError(
@@ -229,12 +233,17 @@ def read_request(model: str | Path, data: str | Path, options: LanguageOptions) 
     budget = Budget.parse(options.max_drop) if options.max_drop else None
     if budget is not None and not budget.relative:
         raise UsageError("Perplexity has no scale of points.", "Give a share of it, e.g. --max-drop 8%.")
+    if options.context is not None and options.context > source.decoder.positions:
+        raise UsageError(f"A context of {options.context:,} tokens is more than the model's {source.decoder.positions:,}.", "Give less.")
     context = options.context or min(source.decoder.positions, max(4096, workload.context))
     if workload.context > context:
         raise UsageError(
             f"The workload's requests have up to {workload.context:,} tokens; the context is {context:,}.",
             "Give shorter prompts and answers, or a larger --context where the model takes it.",
         )
+    task_drop = Budget.parse(options.task_drop)
+    if task_drop.relative:
+        raise UsageError("What a task may lose is told in points of its own scale.", "Give e.g. --task-drop 2pp.")
     hardware = probe(PACKAGES)
     policy = Policy(
         task="language-model",
@@ -246,15 +255,16 @@ def read_request(model: str | Path, data: str | Path, options: LanguageOptions) 
     )
     facts = {
         "source": source.path.name,
-        "text": Path(data).name,
+        "text": named(data).name,
         "calibration": {"sha256": _fingerprint([("", row) for row in calibration]), "n": len(calibration), "how": how},
         "validation": {"sha256": _fingerprint([*search, *confirm]), "search": len(search), "confirm": len(confirm)},
     }
     chosen = plans(source.decoder, engines, options.recipes)
     versions = [f"{name} {registry.get(name).version()}" for name in (BASELINE_ENGINE, *engines)]
     questions, tasks = _questions(options.qa), _tasks(options.tasks)
-    asked = [digest(file) for file in (questions, *tasks) if file is not None]
-    key = request_key(SCHEMA, source.sha256, facts["calibration"], facts["validation"], asked, kept_options(options), hardware, versions)
+    asked = [digest(file) for file in (questions, *tasks, *_read_by(tasks)) if file is not None]
+    said = (asked, asdict(workload), kept_options(options))  # of a log of requests the options have no more than the name
+    key = request_key(SCHEMA, source.sha256, facts["calibration"], facts["validation"], *said, hardware, versions)
     return LanguageRequest(
         source=source,
         search=search,
@@ -264,7 +274,7 @@ def read_request(model: str | Path, data: str | Path, options: LanguageOptions) 
         plans=tuple(chosen),
         policy=policy,
         budget=budget,
-        task_drop=Budget.parse(options.task_drop).value,
+        task_drop=task_drop.value,
         workload=workload,
         context=context,
         hardware=hardware,
@@ -321,16 +331,31 @@ def _tasks(paths: Sequence[str]) -> tuple[Path, ...]:
     """The files with tasks, once they were read without a complaint; scores of tasks that are no mean over samples cannot be paired.
 
     Raises:
-        UsageError: two have one name.
+        UsageError: two have one name, or the harness that scores them is not installed.
     """
     from lowbit.llm.evaluate.tasks import read_task
 
     files = tuple(Path(path) for path in paths)
     for file in files:
         read_task(file)
+    if files and importlib.util.find_spec("lm_eval") is None:
+        raise UsageError("Tasks need lm-evaluation-harness, which is not installed.", "pip install 'lowbit[tasks]'")
     if len({file.stem for file in files}) != len(files):
         raise UsageError("Two tasks have the same name.", "Give their files different names.")
     return files
+
+
+def _read_by(tasks: Sequence[Path]) -> list[Path]:
+    """Files that tasks in YAML read their samples from."""
+    from lowbit.llm.evaluate.tasks import read_task
+
+    def every(files: Any) -> list[str]:
+        if isinstance(files, Mapping):
+            files = list(files.values())
+        return [found for each in files for found in every(each)] if isinstance(files, list) else [str(files)]
+
+    options = [read_task(file).config.get("dataset_kwargs") or {} for file in tasks]
+    return [path for each in options for path in map(Path, every(each.get("data_files") or [])) if path.is_file()]
 
 
 def _questions(path: str | Path | None) -> Path | None:

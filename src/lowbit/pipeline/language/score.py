@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from lowbit.bundle.manifest import write_atomic
@@ -20,6 +20,9 @@ from lowbit.types import Comparison, MetricValue
 
 SPOOLED = 16_384
 """Tokens of the search's text that divergence is counted on: all their probabilities are kept while the search goes on."""
+
+CACHE_BATCH = 16
+"""Tokens that are scored at once where the cache is to be read."""
 
 Part = str
 """'search' or 'confirm'."""
@@ -38,6 +41,13 @@ def scored(context: LanguageContext, candidate: EngineCandidate, part: Part) -> 
         return spool_reference(candidate, documents, request.windows, context.reference, tokens=SPOOLED, progress=progress)
     reference = context.reference if part == "search" else None
     return evaluate_artifact(candidate, documents, request.windows, reference=reference, progress=progress)
+
+
+def as_judged(candidate: EngineCandidate) -> EngineCandidate:
+    """A candidate as text is to judge it: one that is scored in a single piece never reads its cache, so that what few bits there
+    cost would not be seen; in small pieces it is."""
+    small = candidate.tuning.kv in ("int8", "int4")
+    return replace(candidate, tuning=replace(candidate.tuning, batch=CACHE_BATCH)) if small else candidate
 
 
 def spool(context: LanguageContext) -> None:
@@ -75,6 +85,13 @@ def keep(context: LanguageContext, ident: str, part: Part, found: Perplexity) ->
     write_atomic(folder / f"{part}.json", json.dumps(asdict(found)) + "\n")
 
 
+def forget(context: LanguageContext, ident: str) -> None:
+    """Removes what was found of a candidate on unseen text and tasks: it was of another tuning."""
+    folder = context.store.candidate(ident)
+    for file in (folder / "confirm.json", folder / "answers.json", *folder.glob("task-*.json")):
+        file.unlink(missing_ok=True)
+
+
 def kept(context: LanguageContext, ident: str, part: Part) -> Perplexity | None:
     """What `keep` wrote."""
     file: Path = context.store.candidate(ident) / f"{part}.json"
@@ -110,7 +127,7 @@ def task_score(context: LanguageContext, ident: str, task: Path) -> TaskScore:
         told = json.loads(file.read_text())
         return TaskScore(**{**told, "samples": {name: tuple(values) for name, values in told["samples"].items()}})
     context.reporter.stage(f"Task {task.stem}: {ident}")
-    found = judge_task(context.runnable(ident), task, request.source.path, context=request.context)
+    found = judge_task(as_judged(context.runnable(ident)), task, request.source.path, context=request.context)
     if found.task is None:
         raise RunError(f"{ident} could not be judged by '{task.stem}': {found.error}")
     write_atomic(file, json.dumps(asdict(found.task)) + "\n")

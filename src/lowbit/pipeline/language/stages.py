@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lowbit.errors import ModelError, RunError, UsageError, unknown
 from lowbit.llm import formats
 from lowbit.llm.candidate import EngineCandidate, engine_of
-from lowbit.llm.decoder import Weights
+from lowbit.llm.decoder import Decoder, Weights
 from lowbit.llm.evaluate.judge import evaluate_artifact
 from lowbit.llm.evaluate.perplexity import Perplexity
 from lowbit.llm.evaluate.windows import Windows
+from lowbit.llm.folder import INDEX, SINGLE, read_json
 from lowbit.llm.recipe import LanguageRecipe
+from lowbit.llm.unfinished import full_disk
 from lowbit.llm.workload.measure import measure
 from lowbit.llm.workload.speed import Speed
 from lowbit.llm.workload.workload import Workload
@@ -56,6 +60,7 @@ def quantize_model(
     from lowbit.llm.tokens import read_texts
     from lowbit.llm.walk import quantize_folder
 
+    check_out(out, weights=True)
     source = SourceFolder.open(model)
     chosen = read_recipe(recipe, source)
     if chosen.method in ("none", "llamacpp"):
@@ -86,6 +91,8 @@ def read_recipe(name: str, source: SourceFolder) -> LanguageRecipe:
             return LanguageRecipe.from_yaml(Path(name).read_text(encoding="utf-8"))
         except OSError as error:
             raise UsageError(f"The recipe {name} cannot be read: {error.strerror}.") from error
+        except UnicodeError as error:
+            raise UsageError(f"The recipe {name} cannot be read: it is not UTF-8.") from error
     raise unknown("recipe", name, known)
 
 
@@ -101,10 +108,32 @@ def open_weights(folder: Path) -> Weights:
 
 
 def write_format(weights: Path, form: str, out: Path, reporter: Reporter) -> Path:
-    """Writes a table or a folder in a format; returns the main file."""
+    """Writes a table or a folder in a format; returns the main file.
+
+    Raises:
+        UsageError: the format is not known or cannot hold the weights, or `out` cannot take them.
+        Interrupted: the disk is full.
+    """
+    check_out(out, weights=form == "safetensors")
     source = open_weights(weights)
     reporter.stage(f"Writing {form}", len(source.names()))
-    return formats.write(source, form, out, progress=lambda done, _: reporter.advance(done))
+    with full_disk(out):
+        return formats.write(source, form, out, progress=lambda done, _: reporter.advance(done))
+
+
+def check_out(out: Path, *, weights: bool) -> None:
+    """Refuses a folder that cannot be written, before anything is computed; and one whose weights would be replaced.
+
+    Raises:
+        UsageError: naming it.
+    """
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UsageError(f"'{there}' is a file; a folder is needed.", "Give another --out.")
+    if not os.access(there, os.W_OK):
+        raise UsageError(f"'{out}' cannot be written.", "Give another --out, or change its permissions.")
+    if weights and any((out / name).exists() for name in (SINGLE, INDEX)):
+        raise UsageError(f"'{out}' has the weights of a model already.", "Give another --out: nothing here replaces a model.")
 
 
 def find_artifact(path: Path) -> tuple[Path, str]:
@@ -138,6 +167,26 @@ def candidate_of(path: Path, engine: str | None) -> EngineCandidate:
     return EngineCandidate(f"{path.name}@{chosen.name}", chosen.name, artifact, chosen.tunings(probe())[0])
 
 
+@dataclass
+class _Home:
+    """What a tokenizer is read from: no weights are needed, and beside most artifacts none lie that a `SourceFolder` knows."""
+
+    path: Path
+    decoder: Decoder
+
+    @classmethod
+    def open(cls, path: Path) -> _Home:
+        from lowbit.llm.families import read_decoder
+
+        return cls(path, read_decoder(read_json(path, "config.json")))
+
+    def names(self) -> tuple[str, ...]:
+        return ()
+
+    def get(self, name: str) -> Any:
+        raise KeyError(name)
+
+
 def judge(
     artifact: Path, data: str | Path, model: Path | None, engine: str | None, *, window: int, stride: int | None, reporter: Reporter
 ) -> Perplexity:
@@ -146,7 +195,7 @@ def judge(
     Args:
         artifact: A file or folder.
         data: Text.
-        model: Folder with config.json and the tokenizer; None: the artifact's own, or the folder above it.
+        model: Folder with config.json and the tokenizer; None: the artifact's own.
         engine: None: by format.
         window: Tokens of a window.
         stride: None: rows without overlap.
@@ -161,7 +210,7 @@ def judge(
     home = model or candidate.artifact.parent
     if not (home / "config.json").is_file() or not (home / "tokenizer.json").is_file():
         raise UsageError(f"'{home}' has no config.json and tokenizer.json.", "Say where they are: --model FOLDER.")
-    texts = read_texts(open_weights(home), data)
+    texts = read_texts(_Home.open(home), data)
     reporter.stage(f"Reading text: {candidate.id}", sum(max(1, len(tokens) // (stride or window)) for _, tokens in texts.documents))
     found = evaluate_artifact(candidate, texts.documents, Windows(window, stride), progress=lambda done, _: reporter.advance(done))
     if found.perplexity is None:

@@ -1,7 +1,6 @@
 """What the journal of a language model's search says happened so far: what makes it resumable and replayable.
 
-Events: start, made (a table or an artifact), candidate, tuned, measured, confirmed, decided, interrupted. Later events about a candidate
-replace earlier ones.
+Events: start, candidate, measured, tuned, finalists, confirmed, decided, interrupted. Later events about a candidate replace earlier ones.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lowbit.bundle.schema import EngineTuningEntry, LanguageCandidateEntry, SpeedEntry, TaskEntry
+from lowbit.bundle.schema import DivergenceEntry, EngineTuningEntry, LanguageCandidateEntry, SpeedEntry, TaskEntry
 from lowbit.pipeline.journal import Journal, decode
 from lowbit.pipeline.language.decide import decide
 from lowbit.types import Budget, Candidate, Comparison, Decision, Measurement, Policy
@@ -60,10 +59,7 @@ def apply(state: State, event: dict[str, Any]) -> None:
         state.facts[candidate.id] = decode(LanguageCandidateEntry, event["facts"])
         state.finalists = ()  # a new candidate reopens the question
     elif kind == "tuned":
-        state.tuned.add(ident)
-        _change(state, ident, tuning=decode(EngineTuningEntry, event["tuning"]))
-        if event.get("comparison") is not None:
-            state.candidates[ident] = replace(state.candidates[ident], search=decode(Comparison, event["comparison"]))
+        _tuned(state, ident, event)
     elif kind == "finalists":
         state.finalists = tuple(event["ids"])
     elif kind == "confirmed":
@@ -78,11 +74,30 @@ def apply(state: State, event: dict[str, Any]) -> None:
         state.complete = event["complete"]
 
 
+def _tuned(state: State, ident: str, event: dict[str, Any]) -> None:
+    """Another tuning: what was found on unseen text, and in a race, was of the one before."""
+    state.tuned.add(ident)
+    tuning = decode(EngineTuningEntry, event["tuning"])
+    if tuning != state.facts[ident].tuning:
+        state.candidates[ident] = replace(state.candidates[ident], confirm=None)
+        state.raced = {name: rounds for name, rounds in state.raced.items() if name != ident}
+        _change(state, ident, tasks=())
+    _change(state, ident, tuning=tuning)
+    if event.get("speed") is not None:
+        _change(state, ident, speed=decode(SpeedEntry, event["speed"]))
+    if event.get("comparison") is not None:
+        state.candidates[ident] = replace(state.candidates[ident], search=decode(Comparison, event["comparison"]))
+    if told := event.get("facts"):
+        _change(state, ident, perplexity=told["perplexity"], divergence=decode(DivergenceEntry | None, told["divergence"]))
+
+
 def _measured(state: State, ident: str, result: dict[str, Any]) -> None:
-    """Speed of one candidate, or why it could not be timed."""
+    """Speed of one candidate, or why it could not be timed: then an earlier speed does not count either."""
     candidate = state.candidates[ident]
     if result["speed"] is None:
-        state.candidates[ident] = replace(candidate, reasons=tuple(dict.fromkeys([*candidate.reasons, result["error"]])))
+        reasons = tuple(dict.fromkeys([*candidate.reasons, result["error"]]))
+        state.candidates[ident] = replace(candidate, reasons=reasons, measurements=())
+        _change(state, ident, speed=None)
         return
     _change(state, ident, speed=decode(SpeedEntry, result["speed"]))
     measurements = decode(tuple[Measurement, ...], result["measurements"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -19,13 +19,11 @@ from lowbit.llm.workload.tune import tune as screened
 from lowbit.pipeline.judge import FAR
 from lowbit.pipeline.language.budgets import SOURCE, budget_of
 from lowbit.pipeline.language.context import BASELINE, LanguageContext
-from lowbit.pipeline.language.score import comparison, divergence_entry, kept, scored
+from lowbit.pipeline.language.score import as_judged, comparison, divergence_entry, forget, kept, scored, spool
 from lowbit.pipeline.reporting import Reporter
 from lowbit.types import Candidate, Comparison, Latency, Measurement, Tuning
 
 QUICK_ROUNDS = 2
-CACHE_BATCH = 16
-"""Tokens that are scored at once where the cache is to be read."""
 
 
 def screen(context: LanguageContext) -> None:
@@ -58,7 +56,7 @@ def time_together(context: LanguageContext, ids: Sequence[str], rounds: int, tit
 
 
 def tune(context: LanguageContext, candidates: Iterable[Candidate]) -> None:
-    """Tries each finalist's engine with other tunings: threads, precision of the cache, groups of activations.
+    """Tries each candidate's engine with other tunings: threads, precision of the cache, groups of activations.
 
     A tuning that changes what the model says is judged on the search's text again, and taken only where it holds the budget.
     """
@@ -72,25 +70,30 @@ def tune(context: LanguageContext, candidates: Iterable[Candidate]) -> None:
         found = screened(
             own, tunings, context.request.workload, objective=objective, rounds=QUICK_ROUNDS, progress=progress_of(context.reporter)
         )
-        tuning, evidence = _still_right(context, candidate, found)
-        context.record("tuned", id=candidate.id, tuning=tuning, comparison=evidence)
+        tuning, evidence, facts = _still_right(context, candidate, found)
+        if tuning != own.tuning:
+            forget(context, candidate.id)
+        speed = next((speed for tried, speed in found.speeds if tried == tuning and speed.usable), None)
+        told = speed_entry(speed).model_dump(mode="json") if speed else None
+        context.record("tuned", id=candidate.id, tuning=tuning, comparison=evidence, facts=facts, speed=told)
 
 
-def _still_right(context: LanguageContext, candidate: Candidate, found: Tuned) -> tuple[EngineTuning, Comparison | None]:
+def _still_right(context: LanguageContext, candidate: Candidate, found: Tuned) -> tuple[EngineTuning, Comparison | None, dict[str, Any]]:
     """The fastest tuning that holds the budget, with its evidence where it changes what the model says."""
     if not found.needs_evaluation:
-        return found.best_exact, None
-    # A text that is scored in one piece never reads the cache: in small ones it does, and what its precision costs is seen.
-    scoring = replace(found.best, batch=CACHE_BATCH) if found.best.kv in ("int8", "int4") else found.best
-    variant = context.renamed(candidate.id, "tuned", scoring)
+        return found.best_exact, None, {}
+    spool(context)
+    variant = as_judged(context.renamed(candidate.id, "tuned", found.best))
     evidence, baseline = scored(context, variant, "search"), kept(context, BASELINE, "search")
     if evidence.perplexity is None or baseline is None:
-        return found.best_exact, None
-    checked = comparison(baseline, evidence.perplexity, divergence_entry(evidence), context.request.policy.confidence)
+        return found.best_exact, None, {}
+    divergence = divergence_entry(evidence)
+    checked = comparison(baseline, evidence.perplexity, divergence, context.request.policy.confidence)
     if checked.delta.value > budget_of(candidate.precision, context.request.budget).value:
         context.reporter.note(f"{candidate.id} is faster with another tuning, and over its budget.")
-        return found.best_exact, None
-    return found.best, checked
+        return found.best_exact, None, {}
+    facts = {"perplexity": evidence.perplexity.value, "divergence": divergence.model_dump(mode="json") if divergence else None}
+    return found.best, checked, facts
 
 
 def progress_of(reporter: Reporter) -> Callable[[int, int], None]:

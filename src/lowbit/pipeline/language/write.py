@@ -23,7 +23,7 @@ from lowbit.llm.folder import COPIED
 from lowbit.pipeline.language.budgets import DEFAULTS
 from lowbit.pipeline.language.context import BASELINE, LanguageContext
 from lowbit.pipeline.language.recipes import catalogue
-from lowbit.pipeline.store import link_or_copy
+from lowbit.pipeline.store import copy_whole, link_or_copy
 from lowbit.types import Candidate, Decision, Model, TensorInfo
 
 TOKENIZER = "tokenizer"
@@ -53,7 +53,7 @@ def write_bundle(context: LanguageContext, decision: Decision, command: str) -> 
         tokenizer=TOKENIZER,
         workload=str(request.workload),
         window=request.windows.size,
-        stride=request.windows.stride or request.windows.size,
+        stride=request.windows.size,
         tokens=_tokens(context, decision.chosen),
         budgets=budgets,
         candidates=facts,
@@ -102,7 +102,7 @@ def place_tokenizer(context: LanguageContext) -> None:
     for name in COPIED:
         source, target = context.request.source.path / name, context.store.out / TOKENIZER / name
         if source.is_file() and not target.exists():
-            link_or_copy(source, target)
+            copy_whole(source, target)
 
 
 def _variant(facts: LanguageCandidateEntry, artifact: str | None) -> LanguageVariantEntry:
@@ -145,18 +145,20 @@ def _write_result(context: LanguageContext, candidate: Candidate, facts: Languag
 
 
 def _pruned(context: LanguageContext, candidate: Candidate, chosen: str) -> Candidate:
-    """The candidate without its artifact, where only what ships is to stay."""
-    if not context.request.options.prune or candidate.artifact is None or candidate.id in (chosen, BASELINE):
+    """The candidate without its artifact, where only what ships is to stay; a search that goes on another time needs all of them."""
+    if candidate.artifact is None or candidate.id in (chosen, BASELINE):
         return candidate
-    shutil.rmtree(context.store.candidate(candidate.id) / "model", ignore_errors=True)
-    return replace(candidate, artifact=None)
+    if context.request.options.prune and context.state.complete:
+        shutil.rmtree(context.store.candidate(candidate.id) / "model", ignore_errors=True)
+    there = (context.store.out / candidate.artifact).is_file()  # the same search may have been asked to prune before
+    return candidate if there else replace(candidate, artifact=None)
 
 
 def _notes(context: LanguageContext) -> tuple[str, ...]:
     request = context.request
-    overlap = "without overlap, the first token of each not scored" if request.windows.stride is None else f"every {request.windows.stride}"
     found = [
-        f"Perplexity is counted on windows of {request.windows.size} tokens, {overlap}, no special tokens added.",
+        f"Perplexity is counted on windows of {request.windows.size} tokens without overlap, the first token of each not scored, "
+        "no special tokens added.",
         f"Times are of the workload {request.workload}: a request from end to end.",
     ]
     if context.late:

@@ -24,6 +24,8 @@ NOTHING_S = 0.0005
 """Pause where a step gave nothing although somebody waits."""
 RETRY_S = 60.0
 """Nobody is told to come back later than after this."""
+AGAIN_S = 30.0
+"""An engine that could not be opened again is tried again after this."""
 WARM_TOKENS = 2
 
 
@@ -227,12 +229,14 @@ class Desk:
         while True:
             with self._changed:
                 while not (self._closed or self._waiting or self._inside):
-                    self._changed.wait()
+                    if not self._changed.wait(AGAIN_S if self._batch is None else None):
+                        break
                 if self._closed:
                     break
                 joining, leaving = self._due()
             if self._batch is None:
                 self._fail("The engine could not be opened again.")
+                self._anew()
                 continue
             if not self._dropped(leaving):
                 continue

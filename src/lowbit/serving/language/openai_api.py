@@ -7,7 +7,6 @@ POST /v1/chat/completions       streams are server-sent events
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import logging
@@ -26,7 +25,7 @@ from lowbit.serving.protocol import aside, callers
 from lowbit.serving.protocol.refusals import Gone, NotServed, Refusal, WrongMethod
 from lowbit.serving.protocol.rest_codec import read_json
 from lowbit.serving.service import Service
-from lowbit.serving.web.asgi import CLOSE, JSON, LINGER_S, App, ClientGone, Header, Incoming, Receive, Scope, Send, answer
+from lowbit.serving.web.asgi import CLOSE, JSON, App, ClientGone, Header, Incoming, Receive, Scope, Send, answer
 
 MOST_BODY = 8 << 20
 """Bytes of a request: the longest contexts are a tenth of it as text, and half of it as token ids."""
@@ -164,11 +163,7 @@ async def _streamed(talk: Talk, reply: replies.Reply, send: Send, headers: list[
     counted = talk.ask.usage
 
     async def say(body: bytes) -> None:
-        try:
-            async with asyncio.timeout_at(max(talk.deadline, asyncio.get_running_loop().time() + LINGER_S)):
-                await send({"type": "http.response.body", "body": body, "more_body": True})
-        except TimeoutError:
-            raise ClientGone from None  # it is there, and does not read
+        await send({"type": "http.response.body", "body": body, "more_body": True})
 
     try:
         if talk.ask.chat:
@@ -179,7 +174,7 @@ async def _streamed(talk: Talk, reply: replies.Reply, send: Send, headers: list[
         if counted:
             await say(reply.chunk([], replies.usage_of(talk.prompt_tokens, talk.answer_tokens), counted=True))
         await say(replies.DONE)
-    except (Gone, ClientGone):
+    except Gone:
         raise
     except Refusal as refusal:
         await say(replies.event(replies.error(refusal)))

@@ -1,6 +1,5 @@
-"""Whether an answer says no: a heuristic. It looks for phrases near the beginning, knows a few languages' worth of none but English, and a
-story in which somebody says "I cannot" at once counts too. Its share over thousands of answers moves when refusals do; one answer proves
-nothing.
+"""Whether an answer says no: a heuristic. It looks for phrases near the beginning, of itself in English alone, and a story in which
+somebody says "I cannot" at once counts too. Its share over thousands of answers moves when refusals do; one answer proves nothing.
 """
 
 from __future__ import annotations

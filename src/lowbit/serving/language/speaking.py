@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from time import perf_counter
@@ -131,7 +131,6 @@ class Talk:
         variant: Likewise.
         reason: Why that variant.
         answers: That are written.
-        deadline: For the whole of it, on the event loop's clock; once it has begun.
     """
 
     deployment: Deployment
@@ -147,7 +146,7 @@ class Talk:
         self._tickets: tuple[Ticket, ...] = ()
         self._events: asyncio.Queue[tuple[int, Emitted | Refusal]] = asyncio.Queue()
         self._first: tuple[int, Emitted | Refusal] | None = None
-        self.deadline = 0.0
+        self._deadline = 0.0
         self._trial: sides.Sided | None = None
         self._told = False
         self._at: Deployment | None = None
@@ -170,13 +169,11 @@ class Talk:
         Raises:
             Refusal: of the kind that fits.
         """
-        name, version = _named(self._service, self.ask.model)
         now, settings = asyncio.get_running_loop().time(), self._service.settings
-        speech = _speech(self._service.model(name, version))
-        waits = self.caller.deadline_s
-        self.deadline = now + min(waits or math.inf, speech.settings.answer_s)
-        first_by = now + min(waits or math.inf, settings.deadline_s)
+        waits = self.caller.deadline_s or math.inf
+        self._deadline, first_by = now + min(waits, settings.language.answer_s), now + min(waits, settings.deadline_s)
         try:
+            name, version = _named(self._service, self.ask.model)
             side = self._stack.enter_context(self._service.admitted(name, version, self.caller))
             trial = self._service.trial(name) if version is None else None
             self._trial = None if trial is None else sides.Sided(trial, side)
@@ -200,6 +197,10 @@ class Talk:
 
     async def _on(self, deployment: Deployment, first_by: float) -> None:
         """Asks one version, and waits for its first token."""
+        with _foreseen():
+            await self._asks(deployment, first_by)
+
+    async def _asks(self, deployment: Deployment, first_by: float) -> None:
         self._at = self.deployment = deployment
         speech, policy = _speech(deployment), self._service.answers.policy.now
         way = route(policy, facts_of(deployment.name, InferRequest({}, parameters=self.ask.parameters), self.caller, policy.tenant_header))
@@ -277,7 +278,7 @@ class Talk:
             waiting = len(self.answers)
             event: tuple[int, Emitted | Refusal] | None = self._first
             while waiting:
-                index, what = event or await self._next(self.deadline, "The answer took too long.")
+                index, what = event or await self._next(self._deadline, "The answer took too long.")
                 event = None
                 if isinstance(what, Refusal):
                     what.variant = self.variant.id
@@ -285,7 +286,8 @@ class Talk:
                 answer = self.answers[index]
                 if answer.finish is not None:
                     continue
-                piece = self._piece(answer, what)
+                with _foreseen():
+                    piece = self._piece(answer, what)
                 waiting -= piece.finish is not None
                 if piece.text or piece.tokens or piece.finish is not None:
                     yield piece
@@ -351,13 +353,12 @@ class Talk:
         found = Answered(outputs_of(answers), self.variant, self.reason, together, queued, ran)
         request = request_of(answers)
         if self._trial is not None:
-            self._trial.answered(found, answers, seconds)
+            with _watched("a rollout's count"):
+                self._trial.answered(found, answers, seconds)
         for observer in self._service.observers:
-            try:
+            with _watched(type(observer).__name__):
                 observer.answered(self.deployment, request, self.caller, found, seconds)
                 observer.spoke(self.deployment, self.variant.id, answers)
-            except Exception:  # who watches must not cost anybody an answer
-                logs.failed("an observer failed", observer=type(observer).__name__)
         self._offer()
 
     def _offer(self) -> None:
@@ -379,10 +380,8 @@ class Talk:
             self._trial.rescored(found.tokens, found.tokens - found.agreed)
         own = -math.fsum(answer.logprobs) if len(answer.logprobs) == found.tokens else math.nan
         for observer in self._service.observers:
-            try:
+            with _watched(type(observer).__name__):
                 observer.rescored(self.deployment, self.variant.id, found.tokens, own, found.nats)
-            except Exception:
-                logs.failed("an observer failed", observer=type(observer).__name__)
 
     def _failed(self, refusal: Refusal) -> None:
         if not self._told:
@@ -403,6 +402,27 @@ class Talk:
             self._service.refused(Gone("The client went away."), self.caller, self._at, self._seconds)
         self._let_go()
         self._stack.close()
+
+
+@contextlib.contextmanager
+def _foreseen() -> Iterator[None]:
+    """What nobody foresaw is a refusal as well: it counts against who answers, and not as a client that went away."""
+    try:
+        yield
+    except Refusal:
+        raise
+    except Exception as error:
+        logs.failed("a request to a language model failed")
+        raise Refusal("The server failed on this request.") from error
+
+
+@contextlib.contextmanager
+def _watched(observer: str) -> Iterator[None]:
+    """Who watches must not cost anybody an answer."""
+    try:
+        yield
+    except Exception:
+        logs.failed("an observer failed", observer=observer)
 
 
 def _named(service: Service, model: str) -> tuple[str, str | None]:

@@ -65,7 +65,7 @@ class Detokenizer:
         """Begins a new window behind what has gone out, with what came last as its context."""
         fresh = self._window[len(self._context) :]
         text = self._decode(fresh)
-        if (text and not text.endswith(BROKEN)) or (text and len(fresh) >= LONGEST):
+        if text and (len(fresh) >= LONGEST or not text.endswith(BROKEN)):
             self._context, self._window = fresh, list(fresh)
             self._context_text = self._sent = text
         elif len(fresh) >= LONGEST:  # special tokens: nothing looks different behind them
