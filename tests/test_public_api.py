@@ -11,6 +11,8 @@ import pytest
 
 import lowbit
 from lowbit.cli.main import cli
+from lowbit.cli.optimize_language import OWN, SHARED
+from lowbit.pipeline.language.request import LanguageOptions
 from lowbit.pipeline.request import Options
 
 
@@ -41,10 +43,15 @@ def test_the_first_example_of_the_package_is_true() -> None:
 def test_command_line_and_python_have_the_same_options() -> None:
     command = cli.get_command(click.Context(cli), "optimize")
     assert command is not None
-    given = {parameter.name for parameter in command.params} - {"model", "data", "out", "form"}
+    given = {parameter.name for parameter in command.params} - {"model", "data", "out", "form", *OWN}
     in_python = {field.name for field in fields(Options)} | {"weights", "allow_pickle", "example_shapes"}
     seconds_and_milliseconds = {"max_latency": "max_latency_ms", "time_limit": "time_limit_s", "qat_time": "qat_minutes"}
     assert {seconds_and_milliseconds.get(name, name) for name in given} == in_python
+
+
+def test_command_line_and_python_have_the_same_options_for_language_models() -> None:
+    in_python = {field.name for field in fields(LanguageOptions)}
+    assert {*OWN, *SHARED.values()} - {"data", "out"} == in_python
 
 
 def test_defaults_are_the_same_in_both() -> None:

@@ -13,7 +13,7 @@ import pytest
 from lowbit.llm.evaluate.answers import read_questions
 from lowbit.llm.evaluate.tasks import read_task
 
-EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "llm"
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "language"
 
 
 @pytest.fixture(scope="module")
