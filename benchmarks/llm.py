@@ -52,6 +52,8 @@ from lowbit.runtimes.hardware import probe
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "small-llama"
 RESULTS = Path(__file__).parent / "results" / "llm.json"
 PEERS = Path(__file__).parent / "llm_peers"
+WITHOUT_DEPENDENCIES = {"gptqmodel": "gptqmodel==7.7.0"}
+"""Asks for a newer torch than it needs; what else it needs is in its requirements."""
 PARTS = ("perplexity", "engines", "peers", "outliers", "speed")
 ROWS = Windows(256)
 CALIBRATION = (128, 256)
@@ -218,31 +220,27 @@ def peers(run: Run) -> Numbers:
     texts = [str(file) for file in sorted(SHARED.glob("calib_*.txt"))]
     for script in sorted(PEERS.glob("*_run.py")):
         name = script.stem.removesuffix("_run")
-        python = environment(name)
-        for extra in json.loads((PEERS / "variants.json").read_text()).get(name, [[]]) if (PEERS / "variants.json").exists() else [[]]:
-            ident = " ".join([name, *extra])
-            out = run.folder / "peers" / ident.replace(" ", "_").replace("--", "")
-            command = [
-                str(python),
-                str(script),
-                str(SHARED),
-                str(out),
-                "--bits",
-                "4",
-                "--group",
-                str(GROUP),
-                "--calibration",
-                *texts,
-                *extra,
-            ]
-            done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "HF_HUB_OFFLINE": "1"})
-            if done.returncode != 0:
-                found[ident] = {"error": done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "it failed"}
-                print(f"{ident:<34} {found[ident]['error']}")
-            else:
-                told = json.loads(done.stdout.strip().splitlines()[-1])
-                found[ident] = {**told, **run.judged(ident, "torch", out / "model.safetensors", reference)}
-            run.keep("peers", found)
+        out = run.folder / "peers" / name
+        command = [
+            str(environment(name)),
+            str(script),
+            str(SHARED),
+            str(out),
+            "--bits",
+            "4",
+            "--group",
+            str(GROUP),
+            "--calibration",
+            *texts,
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+        if done.returncode != 0:
+            found[name] = {"error": (done.stderr.strip().splitlines() or ["it failed"])[-1]}
+            print(f"{name:<34} {found[name]['error']}")
+        else:
+            told = json.loads(done.stdout.strip().splitlines()[-1])
+            found[name] = {**told, **run.judged(name, "torch", out / "model.safetensors", reference)}
+        run.keep("peers", found)
     return found
 
 
@@ -255,6 +253,8 @@ def environment(name: str) -> Path:
         pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         subprocess.run([*pip, "torch==2.13.0"], check=True)
         subprocess.run([*pip, "-r", str(PEERS / f"requirements-{name}.txt")], check=True)
+        if name in WITHOUT_DEPENDENCIES:
+            subprocess.run([*pip, "--no-deps", "--no-build-isolation", WITHOUT_DEPENDENCIES[name]], check=True)
     return python
 
 
