@@ -41,6 +41,7 @@ ROOMS = (
     "cost",
     "recipe",
     "strict",
+    "plugins",
     "types",
     "errors",
 )

@@ -25,7 +25,7 @@ from typing import Any, Literal
 import yaml
 
 from lowbit.errors import UsageError
-from lowbit.strict import check_keys, word
+from lowbit.strict import check_keys, read_recipe, word
 from lowbit.types import RangeMethod
 
 Dtype = Literal["int8", "uint8", "int4", "uint4", "int3", "int2", "int1", "int16", "uint16", "fp16", "bf16", "fp32"]
@@ -92,18 +92,7 @@ class Recipe:
         Raises:
             UsageError: not YAML, a key or value that is not known, or a key that is missing.
         """
-        try:
-            raw = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise UsageError(f"The recipe is not YAML: {error}") from error
-        if not isinstance(raw, dict):
-            raise UsageError("A recipe is a mapping with name, method and weights.")
-        values: dict[str, Any] = dict(raw)
-        if (schema := values.pop("schema", 1)) != 1:
-            raise UsageError(f"Recipe schema {schema} is not known; this version reads schema 1.")
-        check_keys("recipe key", values, (each.name for each in fields(cls)))
-        if missing := [key for key in ("name", "method", "weights") if key not in values]:
-            raise UsageError(f"The recipe lacks {', '.join(missing)}.")
+        values = read_recipe(text, (each.name for each in fields(cls)), ("name", "method", "weights"))
         word("method", values["method"], Method)
         for transform in values.get("transforms") or ():
             word("transform", transform, Transform)

@@ -13,13 +13,14 @@ import pytest
 
 from lowbit.errors import UsageError
 from lowbit.llm.engines import registry
+from lowbit.plugins import Plugins
 
 
 @pytest.fixture
 def entries(monkeypatch: pytest.MonkeyPatch) -> list[EntryPoint]:
     """What other packages register; change the list."""
     found: list[EntryPoint] = []
-    monkeypatch.setattr(registry, "entry_points", lambda group: found if group == registry.GROUP else [])
+    monkeypatch.setattr("lowbit.plugins.entry_points", lambda group: found if group == registry.GROUP else [])
     return found
 
 
@@ -48,7 +49,7 @@ def test_engines_that_do_not_load_are_told_of_and_left_out(entries: list[EntryPo
 
 def test_engines_that_are_not_installed_say_how_to_install_them(entries: list[EntryPoint], monkeypatch: pytest.MonkeyPatch) -> None:
     absent = SimpleNamespace(name="absent", opens="gguf", extra="some-extra", version=lambda: None)
-    monkeypatch.setattr(registry, "_load", lambda *_: absent)
+    monkeypatch.setattr(Plugins, "_load", lambda *_: absent)
     entries.append(EntryPoint("absent", "x:Y", registry.GROUP))
     with pytest.raises(UsageError, match=r"lowbit\[some-extra\]"):
         registry.get("absent")

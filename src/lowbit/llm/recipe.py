@@ -20,7 +20,7 @@ import yaml
 
 from lowbit.errors import UsageError
 from lowbit.llm.linear import Grid
-from lowbit.strict import check_keys, mapping, word
+from lowbit.strict import check_keys, mapping, read_recipe, word
 
 Method = Literal["none", "rtn", "gptq", "awq", "hqq", "tuned", "llamacpp"]
 Activations = Literal["float", "int8-token"]
@@ -75,16 +75,7 @@ class LanguageRecipe:
         Raises:
             UsageError: not YAML, a key or value that is not known, or a key that is missing.
         """
-        try:
-            raw = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise UsageError(f"The recipe is not YAML: {error}") from error
-        values = mapping("A recipe", raw)
-        if (schema := values.pop("schema", 1)) != 1:
-            raise UsageError(f"Recipe schema {schema} is not known; this version reads schema 1.")
-        check_keys("recipe key", values, (each.name for each in fields(cls)))
-        if missing := [key for key in ("name", "method") if key not in values]:
-            raise UsageError(f"The recipe lacks {', '.join(missing)}.")
+        values = read_recipe(text, (each.name for each in fields(cls)), ("name", "method"))
         word("method", values["method"], Method)
         word("activations", values.get("activations", "float"), Activations)
         for key in ("grid", "head"):

@@ -27,6 +27,7 @@ class Blobs:
         self.folder = folder / "blobs"
         self.incoming = folder / "incoming"
         self._lock = folder / "lock"
+        self._checkouts_lock = folder / "checkouts.lock"
 
     def path(self, sha256: str) -> Path:
         """Where content with this digest is, if it is there."""
@@ -91,18 +92,14 @@ class Blobs:
     @contextlib.contextmanager
     def held(self, *, alone: bool = False) -> Iterator[None]:
         """Nothing is collected meanwhile; `alone`: nothing is added either. Ends with the process, whatever happens to it."""
-        try:
-            descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError:  # read-only, the folder or the whole disk
-            if not self._lock.exists():
-                yield  # nobody can collect anything here, either
-                return
-            descriptor = os.open(self._lock, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        with _locked(self._lock, fcntl.LOCK_EX if alone else fcntl.LOCK_SH):
             yield
-        finally:
-            os.close(descriptor)
+
+    @contextlib.contextmanager
+    def checking_out(self) -> Iterator[None]:
+        """Nobody else makes a checkout meanwhile. Ends with the process, too."""
+        with _locked(self._checkouts_lock, fcntl.LOCK_EX):
+            yield
 
     def _whole(self, sha256: str) -> bool:
         """There and as it should be; what is damaged is replaced by whoever brings it again."""
@@ -173,6 +170,23 @@ def sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _locked(lock: Path, operation: int) -> Iterator[None]:
+    """Of threads as of processes: each call opens the file for itself."""
+    try:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError:  # read-only, the folder or the whole disk
+        if not lock.exists():
+            yield  # nobody can collect or write anything here, either
+            return
+        descriptor = os.open(lock, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, operation)
+        yield
     finally:
         os.close(descriptor)
 

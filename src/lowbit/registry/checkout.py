@@ -38,24 +38,21 @@ def check_out(blobs: Blobs, root: Path, digest: str) -> Path:
     """
     files = listing_of(blobs, digest)
     target = root / digest
-    for _ in range(3):  # another process may put its folder there, or take a damaged one away, at any time
-        if target.is_dir() and differing(target, files) is None:
+    if _whole(target, files):
+        return target
+    with blobs.checking_out():  # one at a time, or one would take away what another was just given
+        if _whole(target, files):
             return target
         fresh = root / f".{uuid.uuid4().hex}"
         try:
             with writing("a checkout"):
                 _fill(blobs, files, fresh)
-                if target.exists():
-                    _take_away(target)
-                try:
-                    fresh.rename(target)
-                except OSError:
-                    if not target.exists():
-                        raise
+                _take_away(target)
+                fresh.rename(target)
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
-    if (wrong := differing(target, files)) is not None:
-        raise ModelError(f"The checkout keeps being changed: {wrong}", "Something writes to the registry's folder; find out what.")
+        if (wrong := differing(target, files)) is not None:
+            raise ModelError(f"The checkout keeps being changed: {wrong}", "Something writes to the registry's folder; find out what.")
     return target
 
 
@@ -75,11 +72,18 @@ def export(blobs: Blobs, digest: str, target: Path) -> None:
         shutil.rmtree(fresh, ignore_errors=True)
 
 
+def _whole(folder: Path, files: Sequence[Listed]) -> bool:
+    return folder.is_dir() and differing(folder, files) is None
+
+
 def differing(folder: Path, files: Sequence[Listed]) -> str | None:
     """What in a checked-out folder is not as it was registered, in words; None if all is."""
     if folder.is_symlink():
         return "it is a link."
-    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()}
+    try:
+        there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()}
+    except OSError:  # a damaged one, which somebody takes away at this moment
+        return "it is being taken away."
     expected = {file.path: file for file in files}
     if extra := sorted(there - expected.keys()):
         return f"{extra[0]} does not belong to it."
@@ -125,7 +129,7 @@ def _take_away(folder: Path) -> None:
     try:
         folder.rename(aside)
     except FileNotFoundError:
-        return  # another process was quicker
+        return  # the usual case: there was none
     if aside.is_symlink():
         aside.unlink(missing_ok=True)
     shutil.rmtree(aside, ignore_errors=True)

@@ -5,17 +5,16 @@ With `Tuning()` all options are the library's defaults, which is what "baseline"
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from importlib import metadata
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from lowbit.errors import RunError
+from lowbit.plugins import installed_version
 from lowbit.quiet import no_telemetry
 from lowbit.runtimes.base import DEFAULT, Kernel, check_feeds, need_batch, need_file, plain
 from lowbit.runtimes.hardware import Hardware
@@ -48,14 +47,7 @@ class OnnxRuntimeCpu:
     name = "onnxruntime"
 
     def version(self) -> str | None:
-        if importlib.util.find_spec("onnxruntime") is None:
-            return None
-        for distribution in DISTRIBUTIONS:
-            try:
-                return metadata.version(distribution)
-            except metadata.PackageNotFoundError:
-                continue
-        return "unknown"
+        return installed_version("onnxruntime", *DISTRIBUTIONS)
 
     def describe(self) -> dict[str, str]:
         if self.version() is None:

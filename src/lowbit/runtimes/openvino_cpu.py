@@ -6,16 +6,15 @@ precision is always pinned, f32 unless the tuning asks for another. And it repor
 
 from __future__ import annotations
 
-import importlib.util
 import queue
 import re
 from collections.abc import Callable
-from importlib import metadata
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from lowbit.errors import RunError
+from lowbit.plugins import installed_version
 from lowbit.quiet import no_telemetry
 from lowbit.runtimes.base import DEFAULT, Kernel, check_feeds, need_batch, need_file, plain
 from lowbit.runtimes.hardware import Hardware
@@ -42,12 +41,7 @@ class OpenVinoCpu:
     name = "openvino"
 
     def version(self) -> str | None:
-        if importlib.util.find_spec("openvino") is None:
-            return None
-        try:
-            return metadata.version("openvino")
-        except metadata.PackageNotFoundError:
-            return "unknown"
+        return installed_version("openvino")
 
     def describe(self) -> dict[str, str]:
         if self.version() is None:

@@ -8,20 +8,19 @@ The number of threads is the process's, not the session's: the last session that
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lowbit.errors import RunError
+from lowbit.plugins import installed_version
 from lowbit.quiet import no_output
 from lowbit.runtimes.base import DEFAULT, Format, check_feeds, need_batch, need_file, plain
 from lowbit.runtimes.hardware import Hardware
@@ -42,12 +41,7 @@ class TorchCpu:
         self._compiled = compiled
 
     def version(self) -> str | None:
-        if importlib.util.find_spec("torch") is None:
-            return None
-        try:
-            return metadata.version("torch")
-        except metadata.PackageNotFoundError:
-            return "unknown"
+        return installed_version("torch")
 
     def describe(self) -> dict[str, str]:
         if self.version() is None:

@@ -6,9 +6,7 @@ logits therefore differ from those of the same weights in floating point, by abo
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +15,7 @@ from lowbit.errors import RunError
 from lowbit.llm.engines.base import ArtifactFormat, EngineTuning
 from lowbit.llm.engines.llamacpp_batch import Batch
 from lowbit.llm.engines.llamacpp_context import Context
+from lowbit.plugins import installed_version
 from lowbit.runtimes.hardware import Hardware
 from lowbit.types import Array
 
@@ -29,12 +28,7 @@ class LlamaCpp:
     extra = "llamacpp"
 
     def version(self) -> str | None:
-        if importlib.util.find_spec("llama_cpp") is None:
-            return None
-        try:
-            return metadata.version("llama_cpp_python")
-        except metadata.PackageNotFoundError:
-            return "unknown"
+        return installed_version("llama_cpp", "llama_cpp_python")
 
     def tunings(self, hardware: Hardware) -> tuple[EngineTuning, ...]:
         found = [EngineTuning(), EngineTuning(kv="int8"), EngineTuning(kv="int4")]

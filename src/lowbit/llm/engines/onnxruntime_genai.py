@@ -7,10 +7,8 @@ see lowbit.llm.engines.genai_run.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import json
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from lowbit.llm.engines.genai_batch import Batch
 from lowbit.llm.engines.genai_files import WHOLE_ROW, Files, read_files
 from lowbit.llm.engines.genai_run import Decoder
 from lowbit.llm.engines.one_at_a_time import checked
+from lowbit.plugins import installed_version
 from lowbit.quiet import no_telemetry
 from lowbit.runtimes.hardware import Hardware
 from lowbit.types import Array
@@ -36,12 +35,7 @@ class OnnxRuntimeGenai:
     extra = "onnxruntime-genai"
 
     def version(self) -> str | None:
-        if importlib.util.find_spec(PACKAGE) is None or importlib.util.find_spec("onnxruntime") is None:
-            return None
-        try:
-            return metadata.version(PACKAGE)
-        except metadata.PackageNotFoundError:
-            return "unknown"
+        return None if installed_version("onnxruntime") is None else installed_version(PACKAGE)
 
     def tunings(self, hardware: Hardware) -> tuple[EngineTuning, ...]:
         """Activations: rounded by blocks of weights (the engine's own choice), by tokens (8-bit weights: several times faster with

@@ -6,9 +6,7 @@ then equal those of the same weights in floating point.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +15,7 @@ import numpy as np
 from lowbit.errors import RunError
 from lowbit.llm.engines.base import ArtifactFormat, EngineTuning
 from lowbit.llm.engines.openvino_model import checked, last_line, library, longest, properties, read
+from lowbit.plugins import installed_version
 from lowbit.runtimes.hardware import Hardware
 from lowbit.types import Array
 
@@ -35,12 +34,7 @@ class OpenVino:
     extra = "openvino-genai"
 
     def version(self) -> str | None:
-        if importlib.util.find_spec("openvino") is None:
-            return None
-        try:
-            return metadata.version("openvino")
-        except metadata.PackageNotFoundError:
-            return "unknown"
+        return installed_version("openvino")
 
     def tunings(self, hardware: Hardware) -> tuple[EngineTuning, ...]:
         """Activations in wider groups read prompts faster (where the weights' own groups are as wide; else they stay as they are), and

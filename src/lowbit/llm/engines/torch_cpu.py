@@ -5,10 +5,8 @@ Weights are dequantized when they are loaded, and a table's 8-bit activations em
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +18,7 @@ from lowbit.llm.engines.base import ArtifactFormat, EngineTuning
 from lowbit.llm.engines.one_at_a_time import OneAtATime, checked
 from lowbit.llm.folder import SourceFolder
 from lowbit.llm.table import TABLE, Table
+from lowbit.plugins import installed_version
 from lowbit.runtimes.hardware import Hardware, probe
 from lowbit.types import Array
 
@@ -35,12 +34,7 @@ class TorchCpu:
     extra = "torch"
 
     def version(self) -> str | None:
-        if importlib.util.find_spec("torch") is None:
-            return None
-        try:
-            return metadata.version("torch")
-        except metadata.PackageNotFoundError:
-            return "unknown"
+        return installed_version("torch")
 
     def tunings(self, hardware: Hardware) -> tuple[EngineTuning, ...]:
         found = [EngineTuning(kv="f32")]
