@@ -175,6 +175,7 @@ def engines(run: Run) -> Numbers:
     found: Numbers = {}
     recipes = [LanguageRecipe("f16", "none"), LanguageRecipe("int8-head8", "rtn", Grid(8, GROUP), HEAD)]
     recipes += [LanguageRecipe(f"int4-{name}-head8", name, Grid(4, GROUP), HEAD) for name in ("rtn", "gptq")]  # type: ignore[arg-type]
+    recipes.append(LanguageRecipe("int4-gptq-head4", "gptq", Grid(4, GROUP), Grid(4, GROUP)))
     for recipe in recipes:
         weights = run.source() if recipe.method == "none" else run.table(recipe)[0]
         for engine in ("llamacpp", "openvino", "onnxruntime-genai"):
@@ -273,6 +274,7 @@ def outliers(run: Run) -> Numbers:
         LanguageRecipe("w8a8", "rtn", grid, None, "int8-token"),
         LanguageRecipe("w8a8-smooth", "rtn", grid, None, "int8-token", smooth=0.5),
         LanguageRecipe("w8a8-outliers", "rtn", grid, None, "int8-token", outliers=6.0),
+        LanguageRecipe("w8a8-outliers-20", "rtn", grid, None, "int8-token", outliers=20.0),
     ]
     found: Numbers = {"f16": run.judged("f16 with outliers", "torch", folder / "model.safetensors", reference)}
     for recipe in recipes:
