@@ -40,14 +40,22 @@ class Plugins:
         Raises:
             UsageError: the name is not known, it is not installed, or a third party's cannot be imported.
         """
-        targets = self.targets()
-        if name not in targets:
-            raise unknown(self.kind, name, targets)
-        found = self._load(name, targets[name])
+        found = self.find(name)
         if found.version() is None:
             extra = getattr(found, "extra", name)
             raise UsageError(f"{self.kind.capitalize()} '{name}' is not installed.", f"Install it, e.g. pip install 'lowbit[{extra}]'.")
         return found
+
+    def find(self, name: str) -> Any:
+        """The one of that name, whether what it needs is installed or not.
+
+        Raises:
+            UsageError: the name is not known, or a third party's cannot be imported.
+        """
+        targets = self.targets()
+        if name not in targets:
+            raise unknown(self.kind, name, targets)
+        return self._load(name, targets[name])
 
     def installed(self, names: Iterable[str]) -> list[Any]:
         """Those of these names that are installed here; one that cannot be loaded is warned of and left out."""

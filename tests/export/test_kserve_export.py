@@ -11,8 +11,8 @@ from cli_runner import lowbit
 from serving_case import tiny_bundle
 
 from lowbit.errors import UsageError
-from lowbit.export.kserve import Service, kubernetes_name, manifest
-from lowbit.export.write import Wishes, export
+from lowbit.export.servers.kserve import Service, kubernetes_name, manifest
+from lowbit.export.servers.write import Wishes, export
 
 CORES = str(ENVIRONMENT.cores)
 

@@ -21,11 +21,11 @@ from serving_case import BASELINE, INPUT, INT8, OUTPUT, tiny_bundle
 from lowbit.bundle.bundle import Bundle
 from lowbit.bundle.manifest import file_entries, write_manifest
 from lowbit.errors import Interrupted, UsageError
-from lowbit.export import write
-from lowbit.export.leaving import Leaving, leaving
-from lowbit.export.pbtxt import Word, quoted, to_text
-from lowbit.export.triton import configured
-from lowbit.export.write import Wishes, export
+from lowbit.export.servers import write
+from lowbit.export.servers.leaving import Leaving, leaving
+from lowbit.export.servers.pbtxt import Word, quoted, to_text
+from lowbit.export.servers.triton import configured
+from lowbit.export.servers.write import Wishes, export
 from lowbit.types import Candidate, Latency, Measurement, TensorInfo, Tuning
 from small_models import images
 

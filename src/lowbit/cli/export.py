@@ -12,7 +12,7 @@ from lowbit.cli.options import Duration, output
 from lowbit.errors import UsageError
 
 if TYPE_CHECKING:
-    from lowbit.export.write import Written
+    from lowbit.export.servers.write import Written
 
 FOLDER = click.Path(path_type=Path)
 
@@ -45,7 +45,7 @@ def command(bundle: Path, target: str, out: Path, form: str, **options: Any) -> 
 
     The runtime, its tuning and the batch size are those of the candidate's measurements.
     """
-    from lowbit.export.write import Wishes, export
+    from lowbit.export.servers.write import Wishes, export
 
     _check(target, options)
     wishes = Wishes(

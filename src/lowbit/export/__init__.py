@@ -1,1 +1,1 @@
-"""A bundle leaves for somebody else's server: Triton's model repository, KServe's manifest."""
+"""A bundle leaves: for somebody else's server (servers/), or for another target, from the same table of parameters."""

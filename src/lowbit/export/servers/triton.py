@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from lowbit.bundle import sizes
 from lowbit.errors import UsageError
-from lowbit.export.leaving import Leaving
-from lowbit.export.pbtxt import Word, parameters, to_text
+from lowbit.export.servers.leaving import Leaving
+from lowbit.export.servers.pbtxt import Word, parameters, to_text
 from lowbit.types import Candidate, TensorInfo, Tuning
 
 BACKENDS = ("onnxruntime", "openvino")

@@ -14,9 +14,9 @@ from lowbit import __version__
 from lowbit.bundle.bundle import Bundle
 from lowbit.bundle.manifest import FILE_NAME
 from lowbit.errors import Interrupted, UsageError
-from lowbit.export.kserve import Service, manifest
-from lowbit.export.leaving import Leaving, leaving
-from lowbit.export.triton import MODEL_FILE, Configured, configured
+from lowbit.export.servers.kserve import Service, manifest
+from lowbit.export.servers.leaving import Leaving, leaving
+from lowbit.export.servers.triton import MODEL_FILE, Configured, configured
 
 MODELS, MANIFEST = "models", "inferenceservice.yaml"
 

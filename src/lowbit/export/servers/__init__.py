@@ -1,0 +1,1 @@
+"""A bundle leaves for somebody else's server: Triton's model repository, KServe's manifest."""
