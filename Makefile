@@ -8,7 +8,7 @@ export HF_HUB_OFFLINE := 1
 MINUTES ?= 30
 WORKERS ?= 2
 
-.PHONY: demo test lint bench soak full language ray clients mlflow docs clean
+.PHONY: demo test lint bench soak full language targets ray clients mlflow docs clean
 
 demo: $(VENV)/.all  ## optimize the built-in model on the built-in images
 	$(BIN)/lowbit demo --out build/demo
@@ -30,9 +30,11 @@ soak: $(VENV)/.dev  ## mixed load on a server for MINUTES, with all that may hap
 docs: $(VENV)/.dev  ## regenerate the reference pages
 	$(BIN)/python docs/reference/generate.py
 
-full: $(VENV)/.language $(VENV)/.ray clients mlflow  ## also what trains and exports models (PyTorch, transformers), engines for language models, Ray, MLflow, and clients that tests talk to servers with
+full: $(VENV)/.language $(VENV)/.targets $(VENV)/.ray clients mlflow  ## also what trains and exports models (PyTorch, transformers), engines for language models, other targets, Ray, MLflow, and clients that tests talk to servers with
 
 language: $(VENV)/.language  ## engines for language models; llama.cpp is compiled
+
+targets: $(VENV)/.targets  ## what writes and runs artifacts for other targets
 
 ray: $(VENV)/.ray  ## what runs models on several machines, 340 MB
 
@@ -60,6 +62,10 @@ $(VENV)/.train: $(VENV)/.dev
 # llama.cpp is compiled here, for this processor: five minutes.
 $(VENV)/.language: $(VENV)/.train
 	$(PIP) --editable '.[language,tasks]'
+	touch $@
+
+$(VENV)/.targets: $(VENV)/.dev
+	$(PIP) --editable '.[targets]'
 	touch $@
 
 $(VENV)/.ray: $(VENV)/.dev

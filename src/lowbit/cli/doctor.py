@@ -31,6 +31,11 @@ EXTRAS = {
     "onnxruntime-genai": "onnxruntime_genai",
     "language": "jinja2",
     "tasks": "lm_eval",
+    "litert": "ai_edge_litert",
+    "tflite-micro": "tflite_micro",
+    "qnn": "onnxruntime_qnn",
+    "coreml": "coremltools",
+    "vela": "ethosu",
 }
 """Extra -> the module that it brings."""
 
