@@ -37,7 +37,7 @@ from lowbit.llm.engines.base import EngineTuning
 from lowbit.llm.evaluate.judge import Scored, evaluate_artifact, spool_reference
 from lowbit.llm.evaluate.paired_text import compare
 from lowbit.llm.evaluate.perplexity import Perplexity
-from lowbit.llm.evaluate.windows import Windows
+from lowbit.llm.evaluate.windows import Documents, Windows
 from lowbit.llm.folder import SourceFolder
 from lowbit.llm.linear import Grid
 from lowbit.llm.recipe import LanguageRecipe
@@ -73,8 +73,8 @@ WORKLOADS = {"long prompts": "prompt=1024,output=16", "long answers": "prompt=64
 class Run:
     """One run of the benchmark: where things are made, what is judged, what was found."""
 
-    def __init__(self, folder: Path, rounds: int) -> None:
-        self.folder, self.rounds = folder, rounds
+    def __init__(self, folder: Path, rounds: int, every: int = 1) -> None:
+        self.folder, self.rounds, self.every = folder, rounds, every
         self.found: Numbers = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
         self.baseline: Perplexity | None = None
 
@@ -82,6 +82,7 @@ class Run:
         """Writes what was found so far: a long run that is stopped loses nothing."""
         self.found[part] = numbers
         self.found["machine"] = asdict(probe())
+        self.found.setdefault("every", {})[part] = self.every
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps(self.found, indent=1) + "\n")
 
@@ -97,6 +98,14 @@ class Run:
                 (folder / file.name).symlink_to(file)
         return read_texts(self.source(), folder)
 
+    def judging(self) -> Documents:
+        """The held-back texts, or every so many of their rows: a row is judged by itself, so that the others change nothing."""
+        documents = self.text("eval").documents
+        if self.every == 1:
+            return documents
+        rows = [(name, tokens[: len(tokens) // ROWS.size * ROWS.size].reshape(-1, ROWS.size)) for name, tokens in documents]
+        return [(name, each[:: self.every].reshape(-1)) for name, each in rows]
+
     def table(self, recipe: LanguageRecipe, source: SourceFolder | None = None, name: str = "") -> tuple[Table, float]:
         """Quantized weights of a recipe, and the seconds they took."""
         source = source or self.source()
@@ -108,7 +117,7 @@ class Run:
     def judged(self, ident: str, engine: str, artifact: Path, reference: Path | None = None, tuning: EngineTuning | None = None) -> Numbers:
         """Perplexity of an artifact on all of the held-back text, against the 16-bit model's."""
         chosen = tuning or registry.get(engine).tunings(probe())[0]
-        found = evaluate_artifact(EngineCandidate(ident, engine, artifact, chosen), self.text("eval").documents, ROWS, reference=reference)
+        found = evaluate_artifact(EngineCandidate(ident, engine, artifact, chosen), self.judging(), ROWS, reference=reference)
         return self.numbers(ident, found)
 
     def numbers(self, ident: str, found: Scored) -> Numbers:
@@ -136,7 +145,7 @@ class Run:
         artifact = SHARED / "model.safetensors"
         if self.baseline is None:
             candidate = EngineCandidate("f16@torch", "torch", artifact, registry.get("torch").tunings(probe())[0])
-            found = spool_reference(candidate, self.text("eval").documents, ROWS, folder)
+            found = spool_reference(candidate, self.judging(), ROWS, folder)
             self.numbers("f16@torch", found)
             self.baseline = found.perplexity
             self.found["baseline"] = {"perplexity": found.perplexity.value if found.perplexity else None}
@@ -418,6 +427,7 @@ def main() -> None:
     parser.add_argument("--only", choices=PARTS, action="append")
     parser.add_argument("--folder", type=Path, help="Where artifacts are made, and kept for the next run; a temporary one if not given.")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--every", type=int, default=1, help="Judge one row of so many: quicker, wider intervals.")
     said = parser.parse_args()
     todo: dict[str, Callable[[Run], Numbers]] = {
         "perplexity": perplexity,
@@ -427,7 +437,7 @@ def main() -> None:
         "speed": speed,
     }
     with tempfile.TemporaryDirectory(prefix="lowbit-llm-") as scratch:
-        run = Run(said.folder or Path(scratch), said.rounds)
+        run = Run(said.folder or Path(scratch), said.rounds, said.every)
         for part in said.only or PARTS:
             print(f"\n== {part}", flush=True)
             run.keep(part, todo[part](run))

@@ -13,7 +13,7 @@ from typing import Any
 import jsonschema
 import pytest
 from bundle_examples import BASELINE, CANDIDATES, EXAMPLES, POLICY, candidate, keep, ship
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -66,6 +66,7 @@ candidates = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(candidates)
 def test_a_candidate_survives_the_manifest(record: Candidate) -> None:
     entry = candidate_entry(record, Judgement(record.id, "reject", ("why",)))
@@ -92,6 +93,7 @@ def test_a_decision_and_its_evidence_can_be_replayed_from_the_file(tmp_path: Pat
     assert (decision.verdict, decision.chosen, len(decision.judgements)) == ("ship", "int8-static-mse@openvino", 11)
 
 
+@settings(deadline=None)
 @given(st.decimals(0, "99.999", places=6), st.booleans())
 def test_a_budget_survives_in_the_users_words(value: Any, relative: bool) -> None:
     policy = replace(POLICY, max_drop=Budget.parse(f"{value}{'%' if relative else 'pp'}"))

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from engine_case import greedy, reference, run
 
 from conftest import missing
 from lowbit.errors import RunError, UsageError
@@ -85,10 +86,7 @@ def _case(engine: Engine, kind: str, tmp: pytest.TempPathFactory) -> Case:
     from quantized_case import Rounded, recipe
 
     need("torch", "transformers", "safetensors", "tokenizers")
-    import torch
-
     from lowbit.llm.folder import SourceFolder
-    from lowbit.llm.forward import Reference
 
     if (engine.name, kind) not in _MADE:
         folder = tmp.mktemp("decoder")
@@ -96,8 +94,7 @@ def _case(engine: Engine, kind: str, tmp: pytest.TempPathFactory) -> Case:
         grid = KINDS[kind]
         weights: Any = source if grid is None else Rounded(source, recipe(grid))
         text = [int(token) for token in np.random.default_rng(3).integers(2, 320, 40)]
-        with torch.inference_mode():
-            expected = Reference(weights).logits(text).numpy()
+        expected = reference(weights, text)
         try:
             path = formats.write(weights, engine.opens, folder / "artifact")
         except UsageError as error:
@@ -164,16 +161,6 @@ def test_start_forgets_what_was(int8: Case, session: LanguageSession) -> None:
 
 def test_answers_are_the_same_each_time(int8: Case, session: LanguageSession) -> None:
     assert greedy(session, int8.text[:6], 12) == greedy(session, int8.text[:6], 12)
-
-
-def greedy(session: LanguageSession, prompt: list[int], count: int) -> list[int]:
-    found: list[int] = []
-    logits = session.start(prompt)
-    while True:
-        found.append(int(logits.argmax()))
-        if len(found) == count:
-            return found
-        logits = session.step(found[-1])
 
 
 @pytest.mark.parametrize("tokens", [[], [320], [-1], [1, 2, 999_999], [5] * (CONTEXT + 1)])
@@ -262,18 +249,6 @@ def batch(int8: Case) -> Iterator[ContinuousBatch]:
     opened = int8.engine.batch(int8.path, plain(), context=CONTEXT, slots=2)
     yield opened
     opened.close()
-
-
-def run(batch: ContinuousBatch, most: int = 2000) -> dict[int, list[Emitted]]:
-    """Steps until all that was asked for has ended."""
-    found: dict[int, list[Emitted]] = {}
-    for _ in range(most):
-        emitted = batch.step()
-        for each in emitted:
-            found.setdefault(each.request, []).append(each)
-        if not emitted and found and all(answer[-1].finished for answer in found.values()):
-            return found
-    raise AssertionError(f"not finished after {most} steps: {found}")
 
 
 def tokens(answer: list[Emitted]) -> list[int]:

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 from decoder_case import need, random_decoder
+from engine_case import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from quantized_case import Rounded, recipe, rounded
 
 from lowbit.errors import ModelError, UsageError
-from lowbit.llm.decoder import Weights
 from lowbit.llm.folder import SourceFolder
 from lowbit.llm.linear import Grid, QuantizedLinear
 from lowbit.llm.recipe import LanguageRecipe
@@ -34,15 +34,6 @@ def _packages() -> None:
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> SourceFolder:
     return SourceFolder.open(random_decoder("llama", tmp_path_factory.mktemp("llama")))
-
-
-def reference(weights: Weights) -> np.ndarray:
-    import torch
-
-    from lowbit.llm.forward import Reference
-
-    with torch.inference_mode():
-        return Reference(weights).logits(TEXT).numpy()
 
 
 def transformers_logits(folder: Path) -> np.ndarray:
@@ -71,16 +62,16 @@ def test_there_and_back(bits: int, groups: int | None, symmetric: bool, rows: in
     grid = Grid(bits, groups, symmetric)
     before = rounded(np.random.default_rng(seed).standard_normal((rows, width)).astype(np.float32), grid)
     after = joined(parts("x.weight", before, False, np.float16), "x.weight", grid_of(scheme(grid, False)), False)
-    same(after, before)
+    assert differing(after, before) == []
 
 
-def same(after: QuantizedLinear, before: QuantizedLinear) -> None:
-    assert after.grid == before.grid
-    np.testing.assert_array_equal(after.levels, before.levels)
-    np.testing.assert_array_equal(after.scale, before.scale)
-    assert (after.zero is None) == (before.zero is None)
-    if after.zero is not None:
-        np.testing.assert_array_equal(after.zero, before.zero)
+def differing(after: QuantizedLinear, before: QuantizedLinear) -> list[str]:
+    """Parts that are not the same."""
+    return [
+        part
+        for part in ("grid", "levels", "scale", "zero")
+        if not np.array_equal(getattr(after, part), getattr(before, part))  # None equals None alone
+    ]
 
 
 @pytest.mark.parametrize("grid", [Grid(4, 32), Grid(4, 32, False), Grid(4, None, False), Grid(8), Grid(8, 32, False)])
@@ -116,14 +107,14 @@ def test_transformers_computes_the_references_logits(case: str, tmp_path: Path) 
     main = compressed_tensors_folder.write(weights, tmp_path / "out")
     assert main.name == "model.safetensors"
     # float32 on the same numbers: only the order of additions differs.
-    assert np.abs(transformers_logits(main.parent) - reference(weights)).max() < 5e-5
+    assert np.abs(transformers_logits(main.parent) - reference(weights, TEXT)).max() < 5e-5
     again = CompressedFolder.open(main.parent)
     assert set(again.names()) == set(weights.names())
     for name in weights.names():
         ours, theirs = weights.get(name), again.get(name)
         if isinstance(ours, QuantizedLinear):
             assert isinstance(theirs, QuantizedLinear)
-            same(theirs, ours)
+            assert differing(theirs, ours) == []
         else:
             assert not isinstance(theirs, QuantizedLinear)
             np.testing.assert_array_equal(theirs.astype(np.float32), ours.astype(np.float32))
@@ -133,11 +124,11 @@ def test_eight_bit_activations(llama: SourceFolder, tmp_path: Path) -> None:
     weights = Rounded(llama, recipe(Grid(8), activations="int8-token"))
     main = compressed_tensors_folder.write(weights, tmp_path)
     again = CompressedFolder.open(main.parent)
-    assert np.abs(reference(again) - reference(weights)).max() < 1e-6
-    plain = reference(Rounded(llama, recipe(Grid(8))))
+    assert np.abs(reference(again, TEXT) - reference(weights, TEXT)).max() < 1e-6
+    plain = reference(Rounded(llama, recipe(Grid(8))), TEXT)
     found = transformers_logits(main.parent)
     # transformers rounds as well, to steps of the largest / 127.5: another rounding, an error of the same size.
-    ours, theirs = (np.sqrt(np.mean((each - plain) ** 2)) for each in (reference(weights), found))
+    ours, theirs = (np.sqrt(np.mean((each - plain) ** 2)) for each in (reference(weights, TEXT), found))
     assert 0.5 * ours < theirs < 2 * ours
     config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))["quantization_config"]
     inputs = config["config_groups"]["group_0"]["input_activations"]
@@ -152,7 +143,7 @@ def test_a_plain_source_gives_a_plain_folder(tmp_path: Path) -> None:
         assert again.dtype == "bfloat16"
         for name in source.names():
             np.testing.assert_array_equal(again.get(name), source.get(name))
-        assert np.abs(transformers_logits(main.parent) - reference(source)).max() < 2e-4
+        assert np.abs(transformers_logits(main.parent) - reference(source, TEXT)).max() < 2e-4
 
 
 def test_large_models_are_spread_over_files(llama: SourceFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,8 +154,8 @@ def test_large_models_are_spread_over_files(llama: SourceFolder, tmp_path: Path,
     assert main.name == "model.safetensors.index.json"
     assert not (tmp_path / "model.safetensors").exists()
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
-    assert np.abs(transformers_logits(tmp_path) - reference(weights)).max() < 5e-5
-    assert np.abs(reference(CompressedFolder.open(tmp_path)) - reference(weights)).max() < 1e-6
+    assert np.abs(transformers_logits(tmp_path) - reference(weights, TEXT)).max() < 5e-5
+    assert np.abs(reference(CompressedFolder.open(tmp_path), TEXT) - reference(weights, TEXT)).max() < 1e-6
 
 
 REFUSED = {

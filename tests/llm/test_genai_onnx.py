@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from decoder_case import FAMILIES, need, random_decoder
+from engine_case import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from quantized_case import Rounded, recipe, rounded
@@ -48,15 +49,6 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> SourceFolder:
     return SourceFolder.open(random_decoder("llama", tmp_path_factory.mktemp("source")))
 
 
-def reference(weights: Any) -> np.ndarray:
-    import torch
-
-    from lowbit.llm.forward import Reference
-
-    with torch.inference_mode():
-        return Reference(weights).logits(TEXT).numpy()
-
-
 def scored(artifact: Path, activations: int | None = None) -> np.ndarray:
     return Runner(read_files(artifact, EngineTuning(threads=1, activations=activations), 128)).score(TEXT)
 
@@ -70,7 +62,7 @@ def test_sixteen_bits_of_every_family(case: str, tmp_path: Path) -> None:
     family, changes = CASES[case]
     weights = SourceFolder.open(random_decoder(family, tmp_path / "source", **changes))
     artifact = genai_onnx.write(weights, tmp_path / "out")
-    assert apart(scored(artifact), reference(weights)) < 5e-5
+    assert apart(scored(artifact), reference(weights, TEXT)) < 5e-5
     assert sorted(path.name for path in artifact.parent.glob("*.onnx")) == ["model.onnx"]
     floats = sum(np.asarray(weights.get(name)).size for name in weights.names())
     # 16 bit a weight, each tensor from a page of its own, and cosines and sines of 128 positions.
@@ -95,7 +87,7 @@ SCALINGS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("kind", SCALINGS)
 def test_scaled_positions(kind: str, tmp_path: Path) -> None:
     weights = SourceFolder.open(random_decoder("llama", tmp_path / "source", rope_parameters=SCALINGS[kind]))
-    assert apart(scored(genai_onnx.write(weights, tmp_path / "out")), reference(weights)) < 5e-5
+    assert apart(scored(genai_onnx.write(weights, tmp_path / "out")), reference(weights, TEXT)) < 5e-5
 
 
 def test_longrope_reaches_as_far_as_its_short_factors(source: SourceFolder) -> None:
@@ -129,7 +121,7 @@ def test_quantized_weights_are_the_tables(name: str, family: str, tmp_path: Path
     sizes = {"width": 80, "heads": 5, "kv_heads": 5, "inner": 112} if family == "llama" else {}
     weights = Rounded(SourceFolder.open(random_decoder(family, tmp_path / "source", **sizes)), GRIDS[name])
     artifact = genai_onnx.write(weights, tmp_path / "out")
-    expected = reference(weights)
+    expected = reference(weights, TEXT)
     assert apart(scored(artifact, activations=0), expected) < 5e-5  # inputs in floating point: nothing but the weights counts
     # Inputs rounded to 8 bit by blocks: a step is 1/127 of a block's largest.
     assert np.sqrt(np.mean((scored(artifact) - expected) ** 2)) < 0.06 * expected.std()
@@ -141,13 +133,13 @@ def test_eight_bit_activations_are_rounded_as_the_reference_rounds_them(
 ) -> None:
     weights = Rounded(source, recipe(Grid(8), activations="int8-token", outliers=outliers))
     artifact = genai_onnx.write(weights, tmp_path)
-    assert apart(scored(artifact), reference(weights)) < 5e-5
+    assert apart(scored(artifact), reference(weights, TEXT)) < 5e-5
     assert sorted(path.name for path in tmp_path.glob("*.onnx")) == ["model.float.onnx", "model.onnx"]
 
 
 def test_rows_in_eight_bit_can_be_multiplied_as_integers(source: SourceFolder, tmp_path: Path) -> None:
     artifact = genai_onnx.write(Rounded(source, recipe(Grid(8))), tmp_path)
-    as_tokens = reference(Rounded(source, recipe(Grid(8), activations="int8-token")))
+    as_tokens = reference(Rounded(source, recipe(Grid(8), activations="int8-token")), TEXT)
     assert apart(scored(artifact, activations=WHOLE_ROW), as_tokens) < 5e-5
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from decoder_case import need, random_decoder
+from engine_case import greedy
 from quantized_case import Rounded
 
 from lowbit.errors import RunError
@@ -118,14 +119,6 @@ def answers(batch: ContinuousBatch, prompts: dict[int, list[int]], sampling: Sam
     while emitted := batch.step():
         for each in emitted:
             found[each.request].append(each)
-    return found
-
-
-def greedy(session: LanguageSession, prompt: list[int], count: int) -> list[int]:
-    logits, found = session.start(prompt), []
-    for _ in range(count):
-        found.append(int(logits.argmax()))
-        logits = session.step(found[-1])
     return found
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from decoder_case import need, random_decoder
+from engine_case import reference, run
 from numpy.typing import NDArray
 
 from lowbit.errors import RunError
@@ -64,18 +65,6 @@ def _logprob(logits: Array, token: int) -> float:
     return float(shifted[token] - np.log(np.exp(shifted).sum()))
 
 
-def run(batch: ContinuousBatch, most: int = 400) -> dict[int, list[Emitted]]:
-    """All that a batch has to tell until nobody is in."""
-    told: dict[int, list[Emitted]] = {}
-    for _ in range(most):
-        step = batch.step()
-        for each in step:
-            told.setdefault(each.request, []).append(each)
-        if not step and told:
-            return told
-    raise AssertionError("it never ends")
-
-
 def tokens_of(told: list[Emitted]) -> list[int | None]:
     return [each.token for each in told]
 
@@ -99,10 +88,8 @@ def test_tunings_begin_with_the_default_and_have_a_small_cache() -> None:
 
 
 def test_logits_are_the_references(session: LanguageSession, source: SourceFolder) -> None:
-    from lowbit.llm.forward import Reference
-
     tokens = PROMPTS[3]
-    expected = Reference(source).logits(np.array(tokens)).numpy()
+    expected = reference(source, tokens)
     found = session.logits(tokens)
     assert found.shape == (40, 320)
     assert found.dtype == np.float32

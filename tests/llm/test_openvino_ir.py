@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from decoder_case import FAMILIES, need, random_decoder
+from engine_case import reference
 from numpy.typing import NDArray
 from quantized_case import Rounded
 
@@ -60,13 +61,6 @@ class BothSigns(Rounded):
 
 def quantized(source: Weights, grid: Grid, head: Grid | None = None, *, outliers: float | None = None) -> BothSigns:
     return BothSigns(source, LanguageRecipe("test", "rtn", grid, head, outliers=outliers))
-
-
-def reference(weights: Weights) -> Array:
-    from lowbit.llm.forward import Reference
-
-    found: Array = Reference(weights).logits(TOKENS).numpy()
-    return found
 
 
 class Model:
@@ -121,7 +115,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> SourceFolder:
 def test_every_family_has_the_references_logits(family: str, tmp_path: Path) -> None:
     source = SourceFolder.open(random_decoder(family, tmp_path / "source"))
     model = Model(openvino_ir.write(source, tmp_path / "ir"))
-    expected = reference(source)
+    expected = reference(source, TOKENS)
     found = model(TOKENS)[0]
     assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
     model.forget()
@@ -134,7 +128,7 @@ def test_variants_have_the_references_logits(variant: str, tmp_path: Path) -> No
     family, config = VARIANTS[variant]
     source = SourceFolder.open(random_decoder(family, tmp_path / "source", **config))
     found = Model(openvino_ir.write(source, tmp_path / "ir"))(TOKENS)[0]
-    expected = reference(source)
+    expected = reference(source, TOKENS)
     assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
 
 
@@ -175,7 +169,7 @@ def test_quantized_weights_are_the_tables_own(
             _compare(constants, name, tensor)
         else:
             np.testing.assert_array_equal(constants[name][1], tensor)
-    expected = reference(weights)
+    expected = reference(weights, TOKENS)
     assert np.abs(Model(artifact)(TOKENS)[0] - expected).max() < 1e-4 * np.abs(expected).max()
     rounding = np.abs(Model(artifact, activations=16)(TOKENS)[0] - expected).max()
     assert 1e-3 * np.abs(expected).max() < rounding < 0.2 * np.abs(expected).max()  # inputs in 8 bit: near, and not the same
@@ -212,8 +206,8 @@ def _compare(constants: dict[str, tuple[str, Array]], name: str, tensor: Quantiz
 
 def test_columns_that_are_kept_in_16_bit_stay_exact(llama: SourceFolder, tmp_path: Path) -> None:
     weights = quantized(llama, Grid(4), outliers=6.0)
-    expected = reference(weights)
-    assert np.abs(expected - reference(quantized(llama, Grid(4)))).max() > 0.01 * np.abs(expected).max()
+    expected = reference(weights, TOKENS)
+    assert np.abs(expected - reference(quantized(llama, Grid(4)), TOKENS)).max() > 0.01 * np.abs(expected).max()
     found = Model(openvino_ir.write(weights, tmp_path))(TOKENS)[0]
     assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
 

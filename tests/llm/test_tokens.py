@@ -155,6 +155,25 @@ def test_tokenizers_that_do_not_fit_are_refused(model: Case, tmp_path: Path) -> 
         Tokenizer.open(Case(tmp_path, model.decoder))
 
 
+def test_a_tokenizer_that_cuts_and_fills_up_does_neither_here(model: Case, tmp_path: Path) -> None:
+    from tokenizers import Tokenizer as Inner
+
+    from lowbit.llm.evaluate.text import open_text
+
+    inner = Inner.from_file(str(model.path / "tokenizer.json"))
+    inner.enable_truncation(4)
+    inner.enable_padding(length=400)
+    inner.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "config.json").write_text("{}")
+    plain = Tokenizer.open(model).encode(SENTENCES[0])
+    assert 4 < len(plain) < 400
+    assert Tokenizer.open(Case(tmp_path, model.decoder)).encode(SENTENCES[0]) == plain
+    assert open_text(tmp_path).encode(SENTENCES[0]) == plain
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ModelError, match="cannot be read"):
+        open_text(tmp_path).encode("a")
+
+
 def test_the_small_llama_has_as_many_scored_tokens_as_its_readme_says(shared_data: Path) -> None:
     need("tokenizers")
     from lowbit.llm.folder import SourceFolder

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from decoder_case import FAMILIES, need, random_decoder
+from engine_case import reference
 from quantized_case import recipe
 
 from lowbit.errors import RunError
@@ -32,15 +33,6 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return random_decoder("llama", tmp_path_factory.mktemp("llama"))
 
 
-def reference(weights: Any) -> np.ndarray:
-    import torch
-
-    from lowbit.llm.forward import Reference
-
-    with torch.inference_mode():
-        return Reference(weights).logits(TEXT).numpy()
-
-
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     **{family: (family, {}) for family in FAMILIES},
     "mistral with a window": ("mistral", {"sliding_window": 6}),
@@ -55,7 +47,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 def test_the_cache_changes_nothing(case: str, tmp_path: Path) -> None:
     family, changes = CASES[case]
     folder = random_decoder(family, tmp_path, **changes)
-    expected = reference(SourceFolder.open(folder))
+    expected = reference(SourceFolder.open(folder), TEXT)
     for piece in (0, 7):
         session = TorchCpu().open(folder / "model.safetensors", EngineTuning(threads=1, batch=piece))
         assert np.abs(session.logits(TEXT) - expected).max() < 5e-5
@@ -71,19 +63,19 @@ def test_tables_are_opened_as_they_are(activations: str, llama: Path, tmp_path: 
     asked = recipe(Grid(8) if activations == "int8-token" else Grid(4, 32), activations=activations)
     table = quantize_folder(SourceFolder.open(llama), asked, None, tmp_path / "table")
     session = TorchCpu().open(tmp_path / "table" / "table.json", ONE)
-    assert np.abs(session.logits(TEXT) - reference(table)).max() < 5e-5
-    assert np.abs(session.logits(TEXT) - reference(SourceFolder.open(llama))).max() > 1e-2
+    assert np.abs(session.logits(TEXT) - reference(table, TEXT)).max() < 5e-5
+    assert np.abs(session.logits(TEXT) - reference(SourceFolder.open(llama), TEXT)).max() > 1e-2
 
 
 def test_shards_are_opened_by_their_index(tmp_path: Path) -> None:
     folder = random_decoder("llama", tmp_path, shards=2)
     session = TorchCpu().open(folder / "model.safetensors.index.json", ONE)
-    assert np.abs(session.logits(TEXT) - reference(SourceFolder.open(folder))).max() < 5e-5
+    assert np.abs(session.logits(TEXT) - reference(SourceFolder.open(folder), TEXT)).max() < 5e-5
 
 
 def test_bfloat16_is_near_and_said(llama: Path) -> None:
     session = TorchCpu().open(llama / "model.safetensors", EngineTuning(threads=1, precision="bf16"))
-    expected = reference(SourceFolder.open(llama))
+    expected = reference(SourceFolder.open(llama), TEXT)
     found = session.logits(TEXT)
     assert session.precision == "bf16"
     assert found.dtype == np.float32

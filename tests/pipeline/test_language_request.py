@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from lowbit.errors import UsageError
 from lowbit.llm.decoder import Decoder, Rope
 from lowbit.pipeline.language.recipes import Plan, catalogue, divides, plans
-from lowbit.pipeline.language.request import deal, named, window_size
+from lowbit.pipeline.language.request import named
+from lowbit.pipeline.language.text import deal, window_size
 
 SMALL = Decoder("llama", 2, 320, 5, 5, 64, 864, 4096, 512, "rms", 1e-6, "silu", True, Rope(10000.0, 64))
 WIDE = Decoder("llama", 2, 1024, 16, 8, 64, 2816, 32000, 2048, "rms", 1e-6, "silu", True, Rope(10000.0, 64))

@@ -14,11 +14,13 @@ from lowbit.bundle.schema import EngineTuningEntry
 from lowbit.llm.candidate import EngineCandidate
 from lowbit.llm.engines.base import EngineTuning
 from lowbit.llm.evaluate.perplexity import DocumentScore, Perplexity
-from lowbit.pipeline.language import finish
+from lowbit.llm.workload.tune import Tuned
+from lowbit.pipeline.language import finish, optimize, timing
 from lowbit.pipeline.language.context import BASELINE, LanguageContext
 from lowbit.pipeline.language.decide import decide
+from lowbit.pipeline.language.request import LanguageOptions
 from lowbit.pipeline.language.score import as_judged, keep
-from lowbit.pipeline.language.state import State, apply
+from lowbit.pipeline.language.state import State, apply, read_state
 from lowbit.pipeline.language.write import _pruned
 from lowbit.pipeline.reporting import Reporter
 from lowbit.pipeline.store import Store, claimed
@@ -135,3 +137,91 @@ def test_evidence_survives_the_journal() -> None:
     found = state()
     apply(found, {**tuned("int8"), "comparison": comparison})
     assert found.candidates[INT4].search == rise(0.01)
+
+
+# ── tuning that was cut short ───────────────────────────────────────────────────────────────────────────────────────
+
+OPENVINO = "int4-gptq@openvino"
+FASTER = EngineTuning(threads=2)
+
+
+class Search:
+    """Two candidates of two engines that are made and timed, and a search that goes on from there with a journal of its own."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder, self.tuned, self.raced, self.stop = folder, list[str](), list[str](), ""
+        engine = SimpleNamespace(tunings=lambda _: (EngineTuning(), FASTER))
+        monkeypatch.setattr(timing, "registry", SimpleNamespace(get=lambda _: engine))
+        monkeypatch.setattr(timing, "screened", self.screened)
+        monkeypatch.setattr(optimize, "confirm", lambda _: None)
+        monkeypatch.setattr(optimize, "race", lambda at: self.raced.extend(at.state.finalists))
+        monkeypatch.setattr(optimize, "write_bundle", lambda *_: None)
+
+    def screened(self, candidate: EngineCandidate, *_: Any, **__: Any) -> Tuned:
+        if candidate.id == self.stop:
+            self.stop = ""
+            raise KeyboardInterrupt
+        self.tuned.append(candidate.id)
+        return Tuned(FASTER, FASTER, ())
+
+    def at(self, end: float | None = None) -> LanguageContext:
+        request = SimpleNamespace(
+            key="k", source=SimpleNamespace(path=Path("llama"), sha256="0" * 64), policy=policy(), budget=None, task_drop=0.02, plans=(),
+            hardware=SimpleNamespace(cores=2), workload=None, options=LanguageOptions(),
+        )  # fmt: skip
+        store = Store(self.folder)
+        found = LanguageContext(cast("Any", request), store, Reporter(), end, read_state(store.journal))
+        if not found.state.candidates:
+            for candidate, facts in (
+                baseline(),
+                made(INT4, "int4", 0.03, speed(500, 160), 150_000_000),
+                made(OPENVINO, "int4", 0.03, speed(400, 160), 150_000_000),
+            ):
+                found.candidate(candidate, facts.model_copy(update={"artifact": f"candidates/{candidate.id}/model.gguf"}))
+        return found
+
+    def run(self, end: float | None = None) -> LanguageContext:
+        found = self.at(end)
+        optimize.run(found, "lowbit optimize")
+        return found
+
+
+def test_a_search_killed_while_it_tunes_goes_on_tuning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    search = Search(tmp_path, monkeypatch)
+    search.stop = OPENVINO
+    with pytest.raises(KeyboardInterrupt):
+        search.run()
+    assert search.tuned == [INT4]
+    assert search.at().state.tuned == {INT4}
+    assert search.raced == []
+    found = search.run()
+    assert search.tuned == [INT4, OPENVINO], "what was tuned is not tuned again, and the other is"
+    assert found.state.facts[OPENVINO].tuning.threads == 2
+    assert found.state.complete
+    assert set(search.raced) == {INT4, OPENVINO}
+
+
+def test_a_search_out_of_time_tunes_when_it_has_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    search = Search(tmp_path, monkeypatch)
+    first = search.run(end=0.0)
+    assert (search.tuned, first.state.complete, first.state.cut) == ([], False, True)
+    assert first.state.finalists, "it decides by what it has"
+    again = search.run(end=0.0)
+    assert (search.tuned, again.state.complete) == ([], False)
+    found = search.run()
+    assert search.tuned == [INT4, OPENVINO]
+    assert (found.state.complete, found.state.cut) == (True, False)
+    search.run()
+    assert len(search.tuned) == 2, "a finished search is not tuned again"
+
+
+def test_finalists_of_a_whole_search_are_not_chosen_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    search = Search(tmp_path, monkeypatch)
+    monkeypatch.setattr(optimize, "race", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        search.run()
+    monkeypatch.setattr(optimize, "race", lambda _: None)
+    search.run()
+    events = [event["event"] for event in Store(tmp_path).journal.events()]
+    assert events.count("finalists") == 1
+    assert events.count("tuned") == 2

@@ -241,9 +241,9 @@ def test_a_token_goes_out_with_the_last_of_its_text() -> None:
 @pytest.mark.parametrize("logprob", [math.nan, -math.inf])
 def test_what_is_no_number_is_valid_json(logprob: float) -> None:
     tokens = [Spelled(5, "a", logprob, 0, 1)]
-    for chat in (False, True):
-        told = Reply("id", chat, "tiny", 0, "f").choice(0, "a", tokens, "stop")
-        json.loads(json.dumps(told, allow_nan=False))
+    plain, chat = (Reply("id", chat, "tiny", 0, "f").choice(0, "a", tokens, "stop") for chat in (False, True))
+    assert json.loads(json.dumps(plain, allow_nan=False))["logprobs"]["token_logprobs"] == [None]
+    assert [each["logprob"] for each in json.loads(json.dumps(chat, allow_nan=False))["logprobs"]["content"]] == [-9999.0]
 
 
 def test_an_engine_that_tells_nothing_answers_all_the_same(tmp_path: Path, engine: BigramEngine) -> None:

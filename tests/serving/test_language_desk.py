@@ -213,7 +213,9 @@ def test_who_waits_for_a_desk_that_closes_waits_no_longer() -> None:
         waiting = asyncio.ensure_future(case.desk.drained())
         await asyncio.sleep(0)
         case.desk.close()
-        await asyncio.wait_for(waiting, 5)
+        done, _ = await asyncio.wait([waiting], timeout=5)
+        assert done == {waiting}
+        assert waiting.exception() is None
 
     async def run() -> None:
         await work(Case(Desk(lambda: Bigrams(table(1), 64, 2, 0.001))))

@@ -10,7 +10,8 @@ from lowbit.bundle import words
 from lowbit.bundle.schema import CandidateEntry, DeltaEntry, LanguageCandidateEntry, LanguageEntry, Manifest, RatioEntry, SpeedEntry
 from lowbit.types import Budget
 
-SOURCE = "16 bit"
+SOURCE, SOURCE_32 = "16 bit", "float32"
+"""A source's own precision, as a candidate's `precision` says it: every engine's format keeps what the source stores."""
 WIDE_BITS = 8
 """From so many bits on the budget of INT8 holds."""
 
@@ -18,8 +19,20 @@ _ACTIONS = {
     "ship": "Ship it",
     "provisional": "Ship it behind a canary",
     "recover": "Not yet: over the budget",
-    "keep": "Keep 16 bit",
 }
+
+
+def is_source(precision: str) -> bool:
+    """Whether weights are as the source has them."""
+    return precision in (SOURCE, SOURCE_32)
+
+
+def as_adjective(precision: str) -> str:
+    """
+    >>> as_adjective("16 bit"), as_adjective("float32")
+    ('16-bit', 'float32')
+    """
+    return precision.replace(" bit", "-bit")
 
 
 def perplexity(manifest: Manifest, entry: CandidateEntry) -> float | None:
@@ -46,8 +59,8 @@ def speed_of(manifest: Manifest, ident: str) -> SpeedEntry | None:
 
 
 def best_source(manifest: Manifest) -> CandidateEntry:
-    """The 16-bit version that answers a request soonest; the baseline where none was timed."""
-    pool = [entry for entry in (manifest.baseline, *manifest.candidates) if entry.precision == SOURCE and entry.status == "done"]
+    """The version in the source's precision that answers a request soonest; the baseline where none was timed."""
+    pool = [entry for entry in (manifest.baseline, *manifest.candidates) if is_source(entry.precision) and entry.status == "done"]
 
     def seconds(entry: CandidateEntry) -> tuple[float, str]:
         speed = speed_of(manifest, entry.id)
@@ -75,7 +88,8 @@ def headline(manifest: Manifest) -> words.Headline:
     parts = []
     ours, theirs = speed_of(manifest, chosen.id), speed_of(manifest, source.id)
     if ours and theirs and chosen.id != source.id:
-        parts.append(f"answers a request {words.times(theirs.total_s.value / ours.total_s.value)} as fast as the best 16-bit version")
+        times = words.times(theirs.total_s.value / ours.total_s.value)
+        parts.append(f"answers a request {times} as fast as the best {as_adjective(source.precision)} version")
     ratio = words.smaller(manifest, chosen)
     if ratio and abs(ratio - 1) > 0.02:
         parts.append(f"is {words.times(ratio)} smaller" if ratio > 1 else f"is {words.times(1 / ratio)} larger")
@@ -84,7 +98,8 @@ def headline(manifest: Manifest) -> words.Headline:
         text += f"; perplexity changes by {rise(chosen.delta)} {rise_interval(chosen.delta)}"
     if manifest.decision.verdict == "recover":
         text = f"Until then, {text}"
-    return words.Headline(_ACTIONS[manifest.decision.verdict], text + ".")
+    action = f"Keep {source.precision}" if manifest.decision.verdict == "keep" else _ACTIONS[manifest.decision.verdict]
+    return words.Headline(action, text + ".")
 
 
 def tuning(entry: LanguageCandidateEntry) -> str:

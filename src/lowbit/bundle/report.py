@@ -11,8 +11,9 @@ from html import escape
 
 from lowbit.bundle import charts, words
 from lowbit.bundle.report_layers import layers_section, mixed_sentences
-from lowbit.bundle.report_parts import bullets, chip, code_block, facts, page, section, tile
+from lowbit.bundle.report_parts import bullets, code_block, facts, footer, header, page, pair, section, size_tile, tile
 from lowbit.bundle.report_tables import candidate_table, latency_bars, length_table, slice_rows, throughput_table, turned_down
+from lowbit.bundle.report_targets import targets_section
 from lowbit.bundle.schema import CandidateEntry, Manifest
 from lowbit.compress.explain import Layers
 
@@ -38,23 +39,16 @@ def render_report(manifest: Manifest, *, title: str | None = None, layers: Layer
         _confidence(manifest),
         _slices(manifest),
         layers_section(layers, mixed_sentences(manifest)) if layers else "",
+        targets_section(manifest),
         _turned_down(manifest),
         _next(manifest),
         _run(manifest),
         _method(manifest),
     )
     main = "\n".join(part for part in sections if part)
-    return page(f"{name} · lowbit", f"{_header(manifest, name)}\n<main>\n{main}\n</main>\n{_footer(manifest)}\n")
-
-
-def _header(manifest: Manifest, name: str) -> str:
-    head, verdict = words.headline(manifest), manifest.decision.verdict
-    day = f'<time datetime="{manifest.created}">{manifest.created[:10]}</time>'
-    return (
-        f'<header class="v-{verdict}"><p class="brand"><b>lowbit</b><span>{escape(name)}</span>{day}</p>'
-        f'<h1>{chip(verdict)}<span class="action">{escape(head.action)}</span></h1><p class="headline">{escape(head.sentence)}</p>'
-        f'<div class="tiles">{_quality_tile(manifest)}{_speed_tile(manifest)}{_size_tile(manifest)}</div></header>'
-    )
+    tiles = (_quality_tile(manifest), _speed_tile(manifest), size_tile(manifest, drawn=True))
+    head = header(manifest, name, words.headline(manifest), tiles)
+    return page(f"{name} · lowbit", f"{head}\n<main>\n{main}\n</main>\n{footer(manifest)}\n")
 
 
 def _quality_tile(manifest: Manifest) -> str:
@@ -91,28 +85,7 @@ def _speed_tile(manifest: Manifest) -> str:
         note += f" {words.times(best.value)} over the fastest FP32 on any runtime."
     if measured.noisy:
         note += " The machine was noisy: take it as a rough figure."
-    return tile("Speed", words.times(ratio.value), note, _pair(before, now))
-
-
-def _size_tile(manifest: Manifest) -> str:
-    chosen, ratio = manifest.chosen, words.smaller(manifest, manifest.chosen)
-    before = manifest.baseline.size_bytes or manifest.source.size_bytes
-    if chosen.size_bytes is None or ratio is None or abs(ratio - 1) < 0.02:
-        return tile("Size", words.size(chosen.size_bytes or before), "As large as before.")
-    word = f"{words.times(ratio)} smaller" if ratio > 1 else f"{words.times(1 / ratio)} larger"
-    return tile("Size", words.size(chosen.size_bytes), f"{word}; it was {words.size(before)}.", _pair(before, chosen.size_bytes))
-
-
-def _pair(before: float | None, now: float) -> str:
-    """Two bars, before and now."""
-    if not before:
-        return ""
-    top = max(before, now)
-    return (
-        '<svg class="pair" width="100%" height="26" aria-hidden="true">'
-        f'<rect class="before" y="2" height="9" width="{100 * before / top:.1f}%" rx="2"/>'
-        f'<rect class="now" y="15" height="9" width="{100 * now / top:.1f}%" rx="2"/></svg>'
-    )
+    return tile("Speed", words.times(ratio.value), note, pair(before, now))
 
 
 def _why(manifest: Manifest) -> str:
@@ -294,8 +267,3 @@ def _honest(manifest: Manifest) -> list[str]:
     if energy and energy.method.startswith("model"):
         notes.append("Energy is modelled from processor time, not metered: use it to compare candidates, not to pay a bill.")
     return notes
-
-
-def _footer(manifest: Manifest) -> str:
-    made = f"Made by lowbit {manifest.lowbit_version} on {manifest.created[:10]}."
-    return f"<footer>{escape(made)} Every number here is in bundle.json.</footer>"

@@ -8,17 +8,17 @@ from html import escape
 
 from lowbit.bundle import charts, words
 from lowbit.bundle import language_words as say
-from lowbit.bundle.report_parts import breakable, bullets, chip, code_block, facts, kind, page, section, tile
+from lowbit.bundle.report_parts import breakable, bullets, chip, code_block, facts, footer, header, kind, page, section, size_tile, tile
 from lowbit.bundle.schema import CandidateEntry, LanguageCandidateEntry, LanguageEntry, Manifest
 
 WIDE, NARROW = 1060, 358
 _ORDER = ("ship", "provisional", "keep", "recover", "reject", "refuse", "failed")
 _LEGEND = {
-    "baseline": "16-bit baseline",
+    "baseline": "baseline",
     "ship": "may ship",
     "provisional": "provisional",
     "recover": "over its budget, recoverable",
-    "keep": "16 bit on another engine",
+    "keep": "source precision on another engine",
     "reject": "rejected",
     "refuse": "refused: broken or far over its budget",
 }
@@ -45,26 +45,16 @@ def render_language_report(manifest: Manifest, language: LanguageEntry, name: st
         _method(manifest, language),
     )
     main = "\n".join(part for part in sections if part)
-    made = f"Made by lowbit {manifest.lowbit_version} on {manifest.created[:10]}. Every number here is in bundle.json."
-    footer = f"<footer>{escape(made)}</footer>"
-    return page(f"{name} · lowbit", f"{_header(manifest, language, name)}\n<main>\n{main}\n</main>\n{footer}\n")
-
-
-def _header(manifest: Manifest, language: LanguageEntry, name: str) -> str:
-    head, verdict = say.headline(manifest), manifest.decision.verdict
-    day = f'<time datetime="{manifest.created}">{manifest.created[:10]}</time>'
-    return (
-        f'<header class="v-{verdict}"><p class="brand"><b>lowbit</b><span>{escape(name)}</span>{day}</p>'
-        f'<h1>{chip(verdict)}<span class="action">{escape(head.action)}</span></h1><p class="headline">{escape(head.sentence)}</p>'
-        f'<div class="tiles">{_perplexity_tile(manifest, language)}{_speed_tile(manifest, language)}{_size_tile(manifest)}</div></header>'
-    )
+    tiles = (_perplexity_tile(manifest, language), _speed_tile(manifest, language), size_tile(manifest, drawn=False))
+    head = header(manifest, name, say.headline(manifest), tiles)
+    return page(f"{name} · lowbit", f"{head}\n<main>\n{main}\n</main>\n{footer(manifest)}\n")
 
 
 def _perplexity_tile(manifest: Manifest, language: LanguageEntry) -> str:
     chosen, delta = manifest.chosen, manifest.chosen.delta
     value = words.metric_value("perplexity", chosen.metric.value) if chosen.metric else words.NONE
     if delta is None or chosen.id == manifest.baseline.id:
-        return tile("Perplexity", value, "The 16-bit model itself ships.")
+        return tile("Perplexity", value, "The source model itself ships.")
     budget = say.budget(language, chosen.precision)
     edge = 1.25 * max(abs(delta.ci_low), abs(delta.ci_high), budget)
     strip = charts.interval(-delta.value, -delta.ci_high, -delta.ci_low, (-edge, edge), budget, chosen.verdict or "keep", 26)
@@ -82,15 +72,6 @@ def _speed_tile(manifest: Manifest, language: LanguageEntry) -> str:
         f"then {say.rate(speed.decode_tokens_per_s)} tokens a second."
     )
     return tile("A request", f"{words.digits(speed.total_s.value)} s", note)
-
-
-def _size_tile(manifest: Manifest) -> str:
-    chosen, ratio = manifest.chosen, words.smaller(manifest, manifest.chosen)
-    before = manifest.baseline.size_bytes or manifest.source.size_bytes
-    if chosen.size_bytes is None or ratio is None or abs(ratio - 1) < 0.02:
-        return tile("Size", words.size(chosen.size_bytes or before), "As large as before.")
-    word = f"{words.times(ratio)} smaller" if ratio > 1 else f"{words.times(1 / ratio)} larger"
-    return tile("Size", words.size(chosen.size_bytes), f"{word}; it was {words.size(before)}.")
 
 
 def _frontier(manifest: Manifest, language: LanguageEntry, against: str) -> str:
@@ -148,11 +129,11 @@ def _ranked(manifest: Manifest) -> list[CandidateEntry]:
 
 
 def _table(manifest: Manifest, language: LanguageEntry) -> str:
-    heads = [("Candidate", ""), ("Verdict", ""), ("Perplexity", "rise [interval]"), ("KL", "nats a token"), ("Same token", "as 16 bit")]
+    heads = [("Candidate", ""), ("Verdict", ""), ("Perplexity", "rise [interval]"), ("KL", "nats a token"), ("Same token", "as the source")]
     heads += [("Size", ""), ("Bits", "a weight"), ("Memory", "peak")]
     rows = "".join(_row(manifest, language, entry) for entry in _ranked(manifest))
     lead = (
-        "Perplexity is on the text of the search; rises are paired with the 16-bit model on the same windows of text, for finalists on "
+        "Perplexity is on the text of the search; rises are paired with the source model on the same windows of text, for finalists on "
         "unseen ones: plus is worse."
     )
     return section("candidates", "Every candidate", _grid(heads, rows, "Candidates"), lead)
@@ -250,7 +231,7 @@ def _tasks(manifest: Manifest, language: LanguageEntry) -> str:
             )
     if not rows:
         return ""
-    heads = [("Candidate", ""), ("Task", ""), ("16 bit", ""), ("This one", ""), ("Change", "[interval]")]
+    heads = [("Candidate", ""), ("Task", ""), ("Source", ""), ("This one", ""), ("Change", "[interval]")]
     return section("tasks", "Tasks", _grid(heads, rows, "Tasks"), "The same questions to both; a minus is worse.")
 
 

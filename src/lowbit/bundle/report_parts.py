@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from html import escape
 from importlib.resources import files
 
-from lowbit.bundle.schema import CandidateEntry
+from lowbit.bundle import words
+from lowbit.bundle.schema import CandidateEntry, Manifest
 
 _CHIPS = {
     "ship": "ship",
@@ -31,6 +32,23 @@ def page(title: str, body: str) -> str:
     )
 
 
+def header(manifest: Manifest, name: str, head: words.Headline, tiles: Iterable[str]) -> str:
+    """What a report begins with: the model, the verdict, one sentence and the numbers that matter; `tiles` are HTML, the rest text."""
+    verdict = manifest.decision.verdict
+    day = f'<time datetime="{manifest.created}">{manifest.created[:10]}</time>'
+    return (
+        f'<header class="v-{verdict}"><p class="brand"><b>lowbit</b><span>{escape(name)}</span>{day}</p>'
+        f'<h1>{chip(verdict)}<span class="action">{escape(head.action)}</span></h1><p class="headline">{escape(head.sentence)}</p>'
+        f'<div class="tiles">{"".join(tiles)}</div></header>'
+    )
+
+
+def footer(manifest: Manifest) -> str:
+    """What a report ends with: by what and when it was made."""
+    made = f"Made by lowbit {manifest.lowbit_version} on {manifest.created[:10]}."
+    return f"<footer>{escape(made)} Every number here is in bundle.json.</footer>"
+
+
 def kind(entry: CandidateEntry, baseline_id: str) -> str:
     """The class by which a candidate is coloured: its verdict, "baseline" or "failed"."""
     if entry.id == baseline_id:
@@ -53,6 +71,29 @@ def tile(label: str, value: str, note: str, drawing: str = "") -> str:
     """One of the numbers that matter; `drawing` is SVG, the rest text."""
     head = f'<p class="label">{escape(label)}</p><p class="value">{escape(value)}</p>'
     return f'<div class="tile">{head}{drawing}<p class="note">{escape(note)}</p></div>'
+
+
+def size_tile(manifest: Manifest, *, drawn: bool) -> str:
+    """What the chosen candidate weighs, and what the model weighed before; `drawn`: with a bar for each."""
+    chosen, ratio = manifest.chosen, words.smaller(manifest, manifest.chosen)
+    before = manifest.baseline.size_bytes or manifest.source.size_bytes
+    if chosen.size_bytes is None or ratio is None or abs(ratio - 1) < 0.02:
+        return tile("Size", words.size(chosen.size_bytes or before), "As large as before.")
+    word = f"{words.times(ratio)} smaller" if ratio > 1 else f"{words.times(1 / ratio)} larger"
+    bars = pair(before, chosen.size_bytes) if drawn else ""
+    return tile("Size", words.size(chosen.size_bytes), f"{word}; it was {words.size(before)}.", bars)
+
+
+def pair(before: float | None, now: float) -> str:
+    """Two bars, before and now."""
+    if not before:
+        return ""
+    top = max(before, now)
+    return (
+        '<svg class="pair" width="100%" height="26" aria-hidden="true">'
+        f'<rect class="before" y="2" height="9" width="{100 * before / top:.1f}%" rx="2"/>'
+        f'<rect class="now" y="15" height="9" width="{100 * now / top:.1f}%" rx="2"/></svg>'
+    )
 
 
 def bullets(texts: Iterable[str], tag: str = "ul") -> str:

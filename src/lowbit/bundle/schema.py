@@ -353,7 +353,11 @@ class LanguageCandidateEntry(LanguageVariantEntry):
 
     artifact: RelativePath | None = Field(default=None, description="Null once pruned or never made.")  # type: ignore[assignment]
     perplexity: Number | None = None
-    bits_per_byte: Number | None = None
+    bits_per_byte: Number | None = Field(
+        default=None,
+        description="Perplexity as bits a byte of text, comparable between tokenizers: log2 of it, times tokens a byte. "
+        "Null where tokens do not say which bytes they spell.",
+    )
     bits_per_weight: Number | None = Field(default=None, description="Of the blocks' linear layers, scales and zero points included.")
     divergence: DivergenceEntry | None = None
     speed: SpeedEntry | None = None
@@ -373,6 +377,54 @@ class LanguageEntry(Entry):
     tokens: Count = Field(description="That were scored.")
     budgets: dict[str, str] = Field(description="Largest rise of perplexity, relative, by the word for the weights (int8, int4, ...).")
     candidates: dict[str, LanguageCandidateEntry] = Field(description="By the candidate's id.")
+
+
+class FindingEntry(Entry):
+    """What a target's documented rules say of an artifact."""
+
+    rule: str
+    severity: Literal["error", "warning", "note"]
+    text: str
+
+
+class KernelsEntry(Entry):
+    """One way in which a target's artifact was run, and what it answered."""
+
+    kernels: str = Field(description="Of the target's runtime, e.g. xnnpack, built-in, qemu-m7.")
+    samples: Count = Field(description="That were asked.")
+    drawn: bool = Field(description="True where they are random draws from what calibration saw, not data.")
+    agreement: Number = Field(description="Share of samples with the same class as the bundle's own artifact; null where there are none.")
+    agreement_low: Number = Field(description="Of its 95 % interval.")
+    agreement_high: Number
+    cosine: Number = Field(description="Mean over samples, of the outputs to those of the bundle's own artifact.")
+    identical: Number = Field(description="Share of output levels that equal the exact reference's; null where there is none.")
+    largest_step: Count | None = Field(description="Largest difference to it, in levels.")
+    metric: MetricEntry | None = Field(description="On labelled data.")
+    delta: DeltaEntry | None = Field(description="Against the full-precision model, paired.")
+    verdict: Literal["ship", "provisional", "recover", "refuse"] | None = Field(description="Of the accuracy gate; null without data.")
+    latency_ms: LatencyEntry | None = Field(default=None, description="Where this machine can measure what it would be there.")
+    speedup: RatioEntry | None = Field(default=None, description="Over the full-precision baseline, in the same run.")
+    error: str | None = Field(default=None, description="Why it could not be run.")
+
+
+class TargetEntry(Entry):
+    """What was written for another target, and how far it was tried."""
+
+    target: str
+    title: str
+    version: str | None = Field(description="Of what wrote or ran it.")
+    level: Literal["run", "emulated", "interpreted", "checked"] = Field(
+        description="On the target's own runtime; on an emulator; by our interpreter; by rules alone."
+    )
+    words: str = Field(description="What a result here means.")
+    candidate: str = Field(description="Whose table it was written from.")
+    artifact: RelativePath | None = Field(description="Main file, relative to the target's folder; null where nothing was written.")
+    size_bytes: Count | None
+    facts: dict[str, str | int | float | bool] = Field(default_factory=dict)
+    findings: tuple[FindingEntry, ...] = ()
+    kernels: tuple[KernelsEntry, ...] = ()
+    notes: tuple[str, ...] = ()
+    refused: str | None = Field(default=None, description="Why nothing was written: what the target lacks, and what to do.")
 
 
 class Manifest(Entry):
@@ -395,6 +447,7 @@ class Manifest(Entry):
     preprocess: RelativePath | None = Field(description="The bundle's preprocess.yaml; null where samples are fed as they are.")
     notes: tuple[str, ...] = Field(default=(), description="What else a reader should know about data and method.")
     language: LanguageEntry | None = Field(default=None, description="Of a language model; null for everything else.")
+    targets: tuple[TargetEntry, ...] = Field(default=(), description="Other targets that it was written for, in targets/NAME.")
     files: tuple[FileEntry, ...] = Field(description="Every file that running the bundle needs, with its digest.")
 
     @model_validator(mode="after")

@@ -35,14 +35,15 @@ def recipes(model: Path, form: str) -> None:
     from lowbit.llm.folder import SourceFolder
     from lowbit.pipeline.language.recipes import DEFAULT, catalogue
 
-    found = catalogue(SourceFolder.open(model).decoder)
+    source = SourceFolder.open(model)
+    found = catalogue(source.decoder)
     if form == "json":
         click.echo(json.dumps({name: asdict(recipe) for name, recipe in found.items()}, indent=1))
         return
     for name, recipe in found.items():
         grid = recipe.grid
         shared = f"groups of {grid.group}" if grid and grid.group else "a scale a row"
-        what = "the model's own weights" if grid is None else f"{grid.bits} bit, {shared}"
+        what = f"the model's own weights ({source.dtype})" if grid is None else f"{grid.bits} bit, {shared}"
         if recipe.preset:
             what = f"llama.cpp's {recipe.preset}"
         click.echo(f"{name:<20} {what}, {recipe.method}{'  (tried by default)' if name in DEFAULT else ''}")
@@ -120,7 +121,7 @@ def perplexity(artifact: Path, data: str, model: Path | None, engine: str | None
 @command.command("bench", short_help="Time artifacts on a workload, each alone in its process.")
 @click.argument("artifacts", nargs=-1, required=True, type=FOLDER)
 @click.option("--workload", default="prompt=512,output=128,concurrency=1", show_default=True, metavar="SPEC|LOG", help="What is asked.")
-@click.option("--engine", "engines", multiple=True, metavar="NAME", help="What runs them; by format where not given. Repeatable.")
+@click.option("--engine", "engines", multiple=True, metavar="NAME", help="What runs them; by format where none is given. Repeatable.")
 @click.option("--rounds", type=click.IntRange(1), default=7, show_default=True, help="Turns of each.")
 @click.option("--price-per-hour", type=float, metavar="USD", help="Of this machine, for the cost of a million tokens.")
 @output

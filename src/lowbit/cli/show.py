@@ -11,6 +11,7 @@ from lowbit.bundle import words
 from lowbit.types import Candidate, Verdict
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from lowbit.bundle.bundle import Bundle
@@ -40,12 +41,7 @@ def show_result(bundle: Bundle, form: str) -> None:
 
         click.echo(to_json(bundle.manifest), nl=False)
         return
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console(highlight=False, soft_wrap=True)
-    if not console.is_terminal:
-        console.width = 2 * WIDE  # a pipe or a file has room for everything
+    console = results_console()
     decision = bundle.decision
     baseline_id = bundle.manifest.baseline.id
     verdicts: dict[str, Verdict] = {judgement.id: judgement.verdict for judgement in decision.judgements}
@@ -62,7 +58,25 @@ def show_result(bundle: Bundle, form: str) -> None:
         )
     )
     console.print(LEGEND, style="dim")
-    console.print(Text.assemble((f"{decision.verdict}", COLOURS[decision.verdict]), ": ", (decision.chosen, "bold")))
+    print_decision(console, bundle)
+
+
+def results_console() -> Console:
+    """Standard output; a pipe or a file has room for everything."""
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = 2 * WIDE
+    return console
+
+
+def print_decision(console: Console, bundle: Bundle) -> None:
+    """The end of every result: the verdict, its reasons, what to do next, where the report is."""
+    from rich.text import Text
+
+    decision = bundle.manifest.decision
+    console.print(Text.assemble((decision.verdict, COLOURS[decision.verdict]), ": ", (decision.chosen, "bold")))
     for sentence in (*decision.reasons, *bundle.manifest.notes):
         console.print(f"  {sentence}", markup=False)
     if decision.next_steps:

@@ -9,7 +9,7 @@ import click
 
 from lowbit.bundle import language_words as say
 from lowbit.bundle import words
-from lowbit.cli.show import COLOURS, NARROW, WIDE
+from lowbit.cli.show import COLOURS, NARROW, WIDE, print_decision, results_console
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -31,23 +31,10 @@ def show_language_result(bundle: Bundle, form: str) -> None:
 
         click.echo(to_json(manifest), nl=False)
         return
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console(highlight=False, soft_wrap=True)
-    if not console.is_terminal:
-        console.width = 2 * WIDE  # a pipe or a file has room for everything
+    console = results_console()
     console.print(candidate_table(manifest, console.width))
     console.print(LEGEND, style="dim")
-    decision = manifest.decision
-    console.print(Text.assemble((decision.verdict, COLOURS[decision.verdict]), ": ", (decision.chosen, "bold")))
-    for sentence in (*decision.reasons, *manifest.notes):
-        console.print(f"  {sentence}", markup=False)
-    if decision.next_steps:
-        console.print(Text("Next:", style="bold"))
-        for step in decision.next_steps:
-            console.print(f"  - {step}", markup=False)
-    console.print(f"Report: {bundle.folder / 'report.html'}", markup=False)
+    print_decision(console, bundle)
 
 
 def candidate_table(manifest: Manifest, width: int = WIDE) -> Table:

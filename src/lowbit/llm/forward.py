@@ -160,9 +160,7 @@ class Reference:
 
     def __init__(self, weights: Weights, dtype: torch.dtype = torch.float32, keep: bool | None = None) -> None:
         self.weights, self.decoder, self.dtype = weights, weights.decoder, dtype
-        decoder = weights.decoder
-        size = decoder.layers * sum(rows * columns for rows, columns in map(decoder.shape, decoder.roles)) * dtype.itemsize
-        self._keep = size <= KEEP_BYTES if keep is None else keep
+        self._keep = blocks_bytes(self.decoder, dtype) <= KEEP_BYTES if keep is None else keep
         self._blocks: dict[int, Block] = {}
         self._rest: dict[str, torch.Tensor] = {}
         self._embedding: Array | QuantizedLinear | None = None
@@ -222,6 +220,17 @@ class Reference:
 
     def _optional(self, name: str) -> torch.Tensor | None:
         return self._tensor(name) if name in self.weights.names() else None
+
+
+def blocks_bytes(decoder: Decoder, dtype: torch.dtype) -> int:
+    """What the linear layers of all blocks take when they are computed with in a precision."""
+    return decoder.layers * sum(rows * columns for rows, columns in map(decoder.shape, decoder.roles)) * dtype.itemsize
+
+
+def weights_bytes(decoder: Decoder, dtype: torch.dtype) -> int:
+    """What a model takes when it is computed with in a precision: blocks, embedding and head; norms, biases and positions are small."""
+    tables = 1 if decoder.tied else 2
+    return blocks_bytes(decoder, dtype) + tables * decoder.vocabulary * decoder.width * dtype.itemsize
 
 
 def activations_of(weights: Weights) -> str:

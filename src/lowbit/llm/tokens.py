@@ -100,19 +100,7 @@ class Tokenizer:
             UsageError: the tokenizers library is not installed.
             ModelError: the file is missing or damaged, or has tokens that the model has no embedding for.
         """
-        try:
-            from tokenizers import Tokenizer as Inner
-        except ImportError as error:
-            raise UsageError("Language models need the tokenizers library.", "pip install 'lowbit[language]'") from error
-        path = weights.path / "tokenizer.json"
-        if not path.is_file():
-            raise ModelError(f"'{weights.path}' has no tokenizer (tokenizer.json).")
-        try:
-            inner = Inner.from_file(str(path))
-        except Exception as error:  # the library raises plain Exception
-            raise ModelError(f"'{path}' cannot be read: {error}.", "Copy it again from where the model comes from.") from error
-        inner.no_truncation()
-        inner.no_padding()
+        inner = open_tokenizer(weights.path)
         largest = max(inner.get_vocab(with_added_tokens=True).values(), default=-1)
         if largest >= weights.decoder.vocabulary:
             raise ModelError(
@@ -139,6 +127,29 @@ class Tokenizer:
     def size(self) -> int:
         """Tokens it knows; a model may have more, which nothing spells."""
         return int(self._inner.get_vocab_size(with_added_tokens=True))
+
+
+def open_tokenizer(folder: Path) -> tokenizers.Tokenizer:
+    """A folder's tokenizer.json, as texts need it: it cuts nothing off and fills nothing up.
+
+    Raises:
+        UsageError: the tokenizers library is not installed.
+        ModelError: the file is missing or damaged.
+    """
+    try:
+        from tokenizers import Tokenizer as Inner
+    except ImportError as error:
+        raise UsageError("Language models need the tokenizers library.", "pip install 'lowbit[language]'") from error
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise ModelError(f"'{folder}' has no tokenizer (tokenizer.json).")
+    try:
+        found = Inner.from_file(str(path))
+    except Exception as error:  # the library raises plain Exception
+        raise ModelError(f"'{path}' cannot be read: {error}.", "Copy it again from where the model comes from.") from error
+    found.no_truncation()
+    found.no_padding()
+    return found
 
 
 def read_texts(weights: Weights, data: str | Path | Sequence[str], *, field: str | None = None, bos: bool = False) -> TextTokens:

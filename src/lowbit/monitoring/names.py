@@ -62,6 +62,7 @@ LANGUAGE = (
     Metric("lowbit_first_token_seconds", "histogram", WHO, "From the request to the first token of an answer."),
     Metric("lowbit_token_seconds", "histogram", WHO, "Between one token and the next."),
     Metric("lowbit_answers_running", "gauge", WHO, "Answers that are computed."),
+    Metric("lowbit_engine_up", "gauge", WHO, "1 where the variant's engine is open, 0 where it failed and could not be opened again yet."),
     Metric("lowbit_kv_cache_use", "gauge", WHO, "Share of the cache of keys and values in use, 0-1; where the engine says."),
 )
 """What the server adds for language models."""

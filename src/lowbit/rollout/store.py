@@ -64,9 +64,12 @@ class Rollouts:
             now: Seconds since 1970; the clock's if None.
 
         Raises:
-            UsageError: one is open already, there is no champion, or the candidate is of another model or the champion itself.
+            UsageError: one is open already, there is no champion, the candidate is of another model or the champion itself, or the
+                plan would find no evidence.
+            ModelError: the candidate's manifest is damaged.
         """
         checked_by(by), checked_why(why)
+        self._fitting(candidate, plan)
         now = time.time() if now is None else now
         with self.registry.transaction() as db:
             champion = self._startable(model, candidate)
@@ -247,6 +250,15 @@ class Rollouts:
         if champion.digest == candidate.digest:
             raise UsageError(f"{candidate.ref} is the champion already.", "Push another version, or name one with MODEL@NUMBER.")
         return champion
+
+    def _fitting(self, candidate: ModelVersion, plan: Plan) -> None:
+        """Refuses a plan by which nothing would ever be seen: who mirrors requests mirrors arrays, and a language model has none."""
+        if plan.mode == "shadow" and self.registry.manifest(candidate).language is not None:
+            raise UsageError(
+                f"{candidate.ref} is a language model, whose requests are not mirrored: in mode shadow there would be no evidence. "
+                "Allowed: canary and ab.",
+                "Begin with a small share (--mode canary --steps 1%,10%,50%,100%): what the candidate fails at, the champion answers.",
+            )
 
     def _person(self, verb: str, id: str, state: State, by: str, why: str, now: float | None) -> Rollout:
         checked_by(by), checked_why(why)

@@ -77,8 +77,12 @@ class Service:
 
     @property
     def ready(self) -> bool:
-        """Whether requests should come here."""
-        return bool(self._models) and not (self.leaving or self.draining)
+        """Whether requests should come here: it stays, and one of its models can answer at least."""
+        return any(map(self.ready_for, self._models.values()))
+
+    def ready_for(self, deployment: Deployment) -> bool:
+        """Whether requests to one model should come here."""
+        return deployment.alive and not (self.leaving or self.draining)
 
     def put(self, deployment: Deployment, study: Study | None = None) -> Deployment | None:
         """Serves a deployment from now on.

@@ -1,6 +1,7 @@
 """torch on the CPU: the reference in an engine's clothes, for Hugging Face folders, quantized tables and compressed-tensors folders.
 
-Weights are dequantized when they are loaded, and a table's 8-bit activations emulated: exact, not fast.
+Weights are dequantized when they are loaded, and a table's 8-bit activations emulated: exact, not fast. Where they would take more than
+half of the free memory, a session scores texts block by block: one block is read, computed with and let go, and the numbers are the same.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from lowbit.llm.engines.torch_model import Cache, Model
 
 DEFAULT = EngineTuning()
+SHARE = 0.5
+"""Of the free memory that weights may take and be kept; what is computed needs some, too, and so may others."""
 
 
 class TorchCpu:
@@ -48,12 +51,16 @@ class TorchCpu:
     def batch(self, artifact: Path, tuning: EngineTuning = DEFAULT, *, context: int = 2048, slots: int = 4) -> OneAtATime:
         """Answers in turn, token by token: the weights are loaded once."""
         model = _load(artifact, tuning)
+        _hold(model)
         first, *others = (Session(model, tuning, context) for _ in range(max(1, slots)))
         return OneAtATime(first, *others)
 
 
 class Session:
-    """One sequence. See lowbit.llm.engines.base.LanguageSession."""
+    """One sequence. See lowbit.llm.engines.base.LanguageSession.
+
+    Texts can be scored whatever the memory. An answer reads all weights for each token, so that they have to fit: `start` says where not.
+    """
 
     def __init__(self, model: Model, tuning: EngineTuning, context: int) -> None:
         decoder = model.decoder
@@ -67,6 +74,7 @@ class Session:
         return self._begin(tokens, every=True)
 
     def start(self, tokens: Sequence[int]) -> Array:
+        _hold(self._open())
         return np.asarray(self._begin(tokens, every=False)[0])
 
     def step(self, token: int) -> Array:
@@ -86,7 +94,7 @@ class Session:
         model = self._open()
         text = np.asarray(checked(tokens, self.vocabulary, self.context, 0))
         self._cache = None
-        cache = Cache(model.decoder, len(text) if every else self.context, model.dtype)
+        cache = Cache(model.decoder, len(text) if every else self.context, model.dtype, passing=every)
         found = model.extend(text, cache, self._piece, every=every)
         self._cache = None if every else cache
         return found
@@ -143,12 +151,42 @@ def _load(artifact: Path, tuning: EngineTuning) -> Model:
         import torch
 
         from lowbit.llm.engines.torch_model import Model
+        from lowbit.llm.forward import weights_bytes
     except ImportError as error:
         raise RunError("torch is not installed.", "pip install 'lowbit[torch]'") from error
     torch.set_num_threads(tuning.threads or probe().cores)
+    dtype = torch.bfloat16 if tuning.precision == "bf16" else torch.float32
     try:
-        return Model(read_weights(artifact), torch.bfloat16 if tuning.precision == "bf16" else torch.float32)
+        weights = read_weights(artifact)
+        return Model(weights, dtype, keep=weights_bytes(weights.decoder, dtype) <= SHARE * free_bytes())
     except RunError:
         raise
     except ModelError as error:
         raise RunError(error.message, error.hint) from error
+
+
+def _hold(model: Model) -> None:
+    """Has all weights in memory.
+
+    Raises:
+        RunError: they do not fit.
+    """
+    from lowbit.llm.forward import weights_bytes
+
+    if model.kept:
+        return
+    needed, free = weights_bytes(model.decoder, model.dtype), free_bytes()
+    if needed > free:
+        bits = 8 * model.dtype.itemsize
+        raise RunError(
+            f"To answer, torch needs all weights in {bits} bit, {needed / 1e9:,.1f} GB; {free / 1e9:,.1f} GB of memory is free.",
+            "It scores texts in less, block by block; to answer, use another engine, or a machine with more memory.",
+        )
+    model.keep()
+
+
+def free_bytes() -> int:
+    """Memory that may be taken here without anything being swapped out, at most what this process's container allows."""
+    import psutil
+
+    return int(min(psutil.virtual_memory().available, probe().memory_bytes))

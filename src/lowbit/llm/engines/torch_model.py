@@ -1,4 +1,7 @@
-"""The reference's blocks (lowbit.llm.forward) with a cache of keys and values: one sequence at a time, weights in memory."""
+"""The reference's blocks (lowbit.llm.forward) with a cache of keys and values: one sequence at a time.
+
+Weights are in memory, or each block is read anew whenever a text comes to it: the same numbers, for a model larger than memory.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +23,19 @@ class Cache:
     """Keys and values of one sequence.
 
     Attributes:
-        length: Tokens in it.
+        length: Tokens in it, as far as the block at hand is concerned.
     """
 
-    def __init__(self, decoder: Decoder, context: int, dtype: torch.dtype) -> None:
-        shape = (decoder.layers, 2, 1, decoder.kv_heads, context, decoder.head_size)
+    def __init__(self, decoder: Decoder, context: int, dtype: torch.dtype, *, passing: bool = False) -> None:
+        """Of nothing yet.
+
+        Args:
+            decoder: Whose.
+            context: Tokens that it holds.
+            dtype: Of keys and values.
+            passing: Only those of the block at hand are kept: enough for a text that is scored once, and goes on nowhere.
+        """
+        shape = (1 if passing else decoder.layers, 2, 1, decoder.kv_heads, context, decoder.head_size)
         self._states = torch.zeros(shape, dtype=dtype)
         self._decoder = decoder
         self.length = 0
@@ -32,7 +43,7 @@ class Cache:
     def attend(self, index: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Adds a block's new keys and values [1, H, T, D] behind those that are there; what the queries make of all of them."""
         before, total = self.length, self.length + q.shape[2]
-        keys, values = self._states[index]
+        keys, values = self._states[index % len(self._states)]
         keys[:, :, before:total], values[:, :, before:total] = k, v
         return F.scaled_dot_product_attention(
             q, keys[:, :, :total], values[:, :, :total], attn_mask=self._mask(before, total), enable_gqa=q.shape[1] != k.shape[1]
@@ -82,19 +93,44 @@ def _turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
     return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], -1)
 
 
+Turns = tuple[torch.Tensor, torch.Tensor] | None
+
+
 class Model:
-    """A decoder, loaded once, for any number of sequences.
+    """A decoder for any number of sequences.
 
     Attributes:
         decoder: The architecture.
         dtype: Of arithmetic, weights and cache.
     """
 
-    def __init__(self, weights: Weights, dtype: torch.dtype) -> None:
+    def __init__(self, weights: Weights, dtype: torch.dtype, *, keep: bool = True) -> None:
+        """Reads embedding, head and last norm.
+
+        Args:
+            weights: A folder or a table.
+            dtype: Of the arithmetic.
+            keep: Reads all blocks, too, and keeps them; else one is in memory at a time, and read again for every text.
+        """
         self.decoder, self.dtype = weights.decoder, dtype
-        self._blocks = [CachedBlock(**vars(Block.read(weights, index, dtype))) for index in range(self.decoder.layers)]
+        self._weights, self._blocks = weights, tuple[CachedBlock, ...]()
         outside = [name for name in weights.names() if not name.startswith("blocks.")]
         self._rest = {name: to_tensor(weights.get(name), dtype) for name in outside}
+        if keep:
+            self.keep()
+
+    @property
+    def kept(self) -> bool:
+        """Whether all blocks are in memory."""
+        return bool(self._blocks)
+
+    def keep(self) -> None:
+        """Has all blocks in memory from now on."""
+        if not self.kept:
+            self._blocks = tuple(self._read(index) for index in range(self.decoder.layers))
+
+    def _read(self, index: int) -> CachedBlock:
+        return CachedBlock(**vars(Block.read(self._weights, index, self.dtype)))
 
     @torch.inference_mode()
     def extend(self, tokens: Array, cache: Cache, piece: int = 0, *, every: bool = False) -> Array:
@@ -109,23 +145,36 @@ class Model:
         Returns:
             float32 [T, V] where every, else [1, V]: of what follows the last.
         """
-        piece = piece or LONGEST_PIECE
-        found = [self._piece(tokens[at : at + piece], cache, every) for at in range(0, len(tokens), piece)]
-        return np.concatenate(found if every else found[-1:])
+        piece, before = piece or LONGEST_PIECE, cache.length
+        begins = [before + at for at in range(0, len(tokens), piece)]
+        ends = [*begins[1:], before + len(tokens)]
+        hidden = [self._embed(tokens[begin - before : end - before], begin, end) for begin, end in zip(begins, ends, strict=True)]
+        turns = [self._turns(begin, end, hidden[0]) for begin, end in zip(begins, ends, strict=True)]
+        for index in range(self.decoder.layers):  # a block for all pieces: one that is not kept is read once
+            block = self._blocks[index] if self._blocks else self._read(index)
+            block.cache = cache
+            for number, begin in enumerate(begins):
+                cache.length, block.turns = begin, turns[number]
+                hidden[number] = block.run(hidden[number])
+            block.cache = block.turns = None
+            del block  # before the next one is read
+        cache.length = ends[-1]
+        return np.concatenate([self._head(each[0]) for each in hidden]) if every else self._head(hidden[-1][0, -1:])
 
-    def _piece(self, tokens: Array, cache: Cache, every: bool) -> Array:
-        before, total = cache.length, cache.length + len(tokens)
+    def _embed(self, tokens: Array, begin: int, end: int) -> torch.Tensor:
+        """Hidden states [1, T, W] of tokens at positions begin..end - 1."""
         hidden = F.embedding(torch.from_numpy(np.asarray(tokens, np.int64))[None], self._rest["embed.weight"])
-        turns = None
+        return hidden if self.decoder.rope is not None else hidden + self._rest["positions.weight"][begin:end]
+
+    def _turns(self, begin: int, end: int, like: torch.Tensor) -> Turns:
+        """Cosines and sines of positions begin..end - 1; None where positions are learned."""
         if self.decoder.rope is None:
-            hidden = hidden + self._rest["positions.weight"][before:total]
-        else:
-            cos, sin = rotation(self.decoder, total, hidden)
-            turns = cos[before:], sin[before:]
-        for block in self._blocks:
-            block.cache, block.turns = cache, turns
-            hidden = block.run(hidden)
-        cache.length = total
-        last = normalise(self.decoder, hidden[0] if every else hidden[0, -1:], self._rest["norm.weight"], self._rest.get("norm.bias"))
+            return None
+        cos, sin = rotation(self.decoder, end, like)
+        return cos[begin:], sin[begin:]
+
+    def _head(self, hidden: torch.Tensor) -> Array:
+        """Logits, float32 [T, V], of the last block's output [T, W]."""
+        last = normalise(self.decoder, hidden, self._rest["norm.weight"], self._rest.get("norm.bias"))
         head = self._rest["embed.weight" if self.decoder.tied else "head.weight"]
         return np.asarray(F.linear(last, head, self._rest.get("head.bias")).float().numpy())

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from lowbit.errors import ModelError
 from lowbit.llm.families import end_tokens
+from lowbit.llm.tokens import open_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -32,11 +33,7 @@ class Text:
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
-        from tokenizers import Tokenizer
-
-        found = Tokenizer.from_file(str(self.path / "tokenizer.json"))
-        found.no_truncation()
-        return found
+        return open_tokenizer(self.path)
 
     @cached_property
     def adds_bos(self) -> bool:

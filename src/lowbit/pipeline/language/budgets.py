@@ -5,10 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from lowbit.bundle.language_words import SOURCE, SOURCE_32
 from lowbit.types import Budget
-
-SOURCE = "16 bit"
-"""The source's own precision, as `Candidate.precision` says it of language models."""
 
 DEFAULTS: Mapping[str, Budget] = {"int8": Budget(0.02, relative=True), "int4": Budget(0.08, relative=True)}
 """What is usual: INT8 is expected to be nearly free, INT4 to pay a little for half of that size."""
@@ -22,6 +20,18 @@ def bits_of(precision: str) -> int:
     """
     match = re.search(r"\d+", precision)
     return int(match[0]) if match else 16
+
+
+def source_precision(dtype: str) -> str:
+    """The source's own precision in words, as `Candidate.precision` says it of language models.
+
+    Args:
+        dtype: Of the source's weights, in numpy's words.
+
+    >>> source_precision("bfloat16"), source_precision("float32")
+    ('16 bit', 'float32')
+    """
+    return SOURCE_32 if dtype == "float32" else SOURCE
 
 
 def budget_of(precision: str, asked: Budget | None) -> Budget:

@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from lowbit.bundle import words
+from lowbit.bundle.language_words import as_adjective, is_source
 from lowbit.bundle.schema import LanguageCandidateEntry, SpeedEntry, TaskEntry
 from lowbit.pipeline import objective
 from lowbit.pipeline import sentences as say
 from lowbit.pipeline.judge import judge
-from lowbit.pipeline.language.budgets import SOURCE, budget_of
+from lowbit.pipeline.language.budgets import budget_of
 from lowbit.types import Budget, Candidate, Decision, Judgement, Policy, Verdict
 
 TIE = objective.TIE
@@ -47,9 +48,9 @@ def decide(
         The decision with a judgement for the baseline and every candidate.
     """
     tried = sorted((c for c in candidates if c.id != baseline.id), key=lambda c: c.id)
-    finalists = sum(c.confirm is not None and c.precision != SOURCE for c in tried)
+    finalists = sum(c.confirm is not None and not is_source(c.precision) for c in tried)
     judged = {c.id: _judge(c, facts.get(c.id), policy, asked, task_drop, finalists) for c in tried}
-    pool = [baseline, *(c for c in tried if c.precision == SOURCE and judged[c.id].verdict == "keep")]
+    pool = [baseline, *(c for c in tried if is_source(c.precision) and judged[c.id].verdict == "keep")]
     source = _best(pool, facts, policy)
     verdict, chosen, about = _choose(tried, judged, source, facts, policy)
     judgements = _relative_to(chosen, baseline, tried, judged, facts, policy)
@@ -73,7 +74,7 @@ def _judge(
 ) -> Judgement:
     """As any candidate, with the budget for its bits; then its tasks."""
     own = replace(policy, max_drop=budget_of(candidate.precision, asked))
-    plain = replace(candidate, precision=objective.SOURCE) if candidate.precision == SOURCE else candidate
+    plain = replace(candidate, precision=objective.SOURCE) if is_source(candidate.precision) else candidate
     judgement = judge(plain, own, finalists)
     if entry is None or judgement.verdict not in ("ship", "provisional") or not (found := _task_faults(entry.tasks, task_drop)):
         return judgement
@@ -108,7 +109,7 @@ def _choose(
     """The verdict, what to run, and which candidate the verdict is about."""
 
     def of(verdict: Verdict) -> list[Candidate]:
-        found = [c for c in tried if c.precision != SOURCE and judged[c.id].verdict == verdict]
+        found = [c for c in tried if not is_source(c.precision) and judged[c.id].verdict == verdict]
         return [c for c in found if _gains(c, source, facts, policy)]
 
     if shippable := of("ship"):
@@ -136,7 +137,7 @@ def _relative_to(
     chosen: Candidate, baseline: Candidate, tried: Sequence[Candidate], judged: Mapping[str, Judgement], facts: Facts, policy: Policy
 ) -> tuple[Judgement, ...]:
     """The judgements once the choice is known: what holds and was passed over says so, with the number that decided."""
-    found = [Judgement(baseline.id, "keep", ("The 16-bit model: what everything is compared with.",))]
+    found = [Judgement(baseline.id, "keep", (f"The {as_adjective(baseline.precision)} model: what everything is compared with.",))]
     best = score(facts.get(chosen.id), policy, chosen.size_bytes)
     for candidate in tried:
         judgement = judged[candidate.id]
@@ -176,7 +177,7 @@ def _reasons(
     assert evidence is not None, "every verdict but keep is about evidence"
     if verdict == "recover":
         opening = f"Nothing that gains holds its budget; {about.id} comes nearest to {budget}. {judged[about.id].reasons[0]}"
-        return (opening, *judged[about.id].reasons[1:], f"Until then {source.id} at 16 bit is what to run.")
+        return (opening, *judged[about.id].reasons[1:], f"Until then {source.id} at {source.precision} is what to run.")
     if verdict == "provisional":
         opening = f"{about.id} looks right and is not proved: {judged[about.id].reasons[0]}"
         return (opening, *judged[about.id].reasons[1:], *_speeds(chosen, source, facts), *_sizes(chosen, baseline))
@@ -195,12 +196,15 @@ def _keep_reasons(source: Candidate, baseline: Candidate, judged: Mapping[str, J
             counts[word] = counts.get(word, 0) + 1
     parts = [f"{n} {word}" for word, n in counts.items()]
     why = f"Of the other candidates {say.listed(parts)}." if parts else "No changed candidate held."
-    first = "The 16-bit model stays as it is." if source.id == baseline.id else f"16 bit stays, on its fastest engine: {source.id}."
+    first = f"{source.precision} stays, on its fastest engine: {source.id}."
+    if source.id == baseline.id:
+        first = f"The {as_adjective(source.precision)} model stays as it is."
     return (first, why, *_speeds(source, baseline, facts, "the baseline"))
 
 
-def _speeds(candidate: Candidate, source: Candidate, facts: Facts, known_as: str = "the best 16-bit version") -> list[str]:
+def _speeds(candidate: Candidate, source: Candidate, facts: Facts, known_as: str | None = None) -> list[str]:
     """On the workload: a request, its first token, and both rates; then against another."""
+    known_as = known_as or f"the best {as_adjective(source.precision)} version"
     speed = _speed(candidate.id, facts)
     if speed is None:
         return []
@@ -231,7 +235,8 @@ def _sizes(chosen: Candidate, baseline: Candidate) -> list[str]:
 def _next(verdict: Verdict, about: Candidate, source: Candidate, facts: Facts, budget: Budget) -> tuple[str, ...]:
     """What to do now."""
     if verdict == "ship":
-        steps = ["Serve it: `lowbit serve BUNDLE`; the 16-bit model lies beside it for fallback and rollback."]
+        other = as_adjective(source.precision)
+        steps = [f"Serve it: `lowbit serve BUNDLE`; the {other} model lies beside it for fallback and rollback."]
         if not (facts[about.id].tasks if about.id in facts else ()):
             steps.append("Perplexity is not the task: give questions with known answers (--qa) before it answers people.")
         return tuple(steps)

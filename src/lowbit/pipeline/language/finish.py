@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from lowbit.bundle.language_words import as_adjective, is_source
 from lowbit.bundle.schema import DeltaEntry, TaskEntry
 from lowbit.errors import RunError
 from lowbit.llm.evaluate.paired_text import compare_scores
-from lowbit.pipeline.language.budgets import SOURCE, budget_of
+from lowbit.pipeline.language.budgets import budget_of, source_precision
 from lowbit.pipeline.language.context import BASELINE, LanguageContext
 from lowbit.pipeline.language.decide import score
 from lowbit.pipeline.language.score import answered, as_judged, comparison, keep, kept, scored, task_score
@@ -42,7 +43,7 @@ def _holding(context: LanguageContext) -> list[Candidate]:
     found = [
         c
         for c in state.candidates.values()
-        if c.precision != SOURCE
+        if not is_source(c.precision)
         and c.status == "done"
         and c.search is not None
         and c.search.delta.value <= budget_of(c.precision, context.request.budget).value
@@ -71,7 +72,8 @@ def confirm(context: LanguageContext) -> None:
     if baseline is None:
         found = scored(context, context.runnable(BASELINE), "confirm")
         if found.perplexity is None:
-            raise RunError(f"The 16-bit model cannot be run: {found.error}")
+            kind = as_adjective(source_precision(request.source.dtype))
+            raise RunError(f"The {kind} model cannot be run: {found.error}")
         baseline = found.perplexity
         keep(context, BASELINE, "confirm", baseline)
     for ident in waiting:
@@ -127,7 +129,7 @@ def _mean(values: Sequence[float]) -> float:
 def race(context: LanguageContext) -> None:
     """The final timing: the baseline, the fastest 16-bit version and the finalists together, in turn."""
     state, request = context.state, context.request
-    sources = [c for c in state.candidates.values() if c.precision == SOURCE and c.status == "done"]
+    sources = [c for c in state.candidates.values() if is_source(c.precision) and c.status == "done"]
     fastest = min(sources, key=lambda c: (_known(score(state.facts[c.id], request.policy, c.size_bytes)), c.id))
     ids = list(dict.fromkeys([BASELINE, fastest.id, *state.finalists]))
     if all(state.raced.get(ident, 0) >= request.options.rounds for ident in ids):

@@ -54,10 +54,15 @@ def make(context: LanguageContext, plan: Plan) -> Path:
 
 
 def make_table(context: LanguageContext, recipe: LanguageRecipe) -> Path:
-    """The recipe's quantized weights, made block by block; an interrupted one goes on where it stopped."""
+    """The recipe's quantized weights, made once and block by block; an interrupted one goes on where it stopped.
+
+    A finished one is not looked into again: the folder is this very request's, so a table of that name is of these weights and this text.
+    """
     from lowbit.llm.walk import quantize_folder
 
     request, folder = context.request, context.table(recipe.name)
+    if (folder / TABLE).is_file():
+        return folder
     need_space(context.store, request.source.size_bytes // 2)
     context.reporter.stage(f"Quantizing: {recipe.name}", request.source.decoder.layers)
     recipe = settled(recipe, request.source, request.calibration)

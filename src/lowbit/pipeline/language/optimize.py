@@ -12,7 +12,7 @@ from lowbit.bundle.schema import EngineTuningEntry, LanguageCandidateEntry
 from lowbit.errors import Interrupted, LowbitError
 from lowbit.llm.engines import registry
 from lowbit.llm.recipe import LanguageRecipe
-from lowbit.pipeline.language.budgets import SOURCE, budget_of
+from lowbit.pipeline.language.budgets import budget_of, source_precision
 from lowbit.pipeline.language.context import BASELINE, LanguageContext
 from lowbit.pipeline.language.finish import confirm, contenders, finalists, race
 from lowbit.pipeline.language.make import make, size_of
@@ -96,9 +96,9 @@ def run(context: LanguageContext, command: str) -> Decision:
         attempt(context, plan)
     recover(context)
     screen(context)
-    if not state.finalists:
+    if not state.finalists or (state.cut and not context.late):
         tune(context, contenders(context))
-        context.record("finalists", ids=[candidate.id for candidate in finalists(context)])
+        context.record("finalists", ids=[candidate.id for candidate in finalists(context)], cut=context.late)
     confirm(context)
     race(context)
     decision = decided(state, BASELINE)
@@ -116,7 +116,7 @@ def attempt(context: LanguageContext, plan: Plan) -> None:
     entry = LanguageCandidateEntry(
         engine=plan.engine, format=registry.get(plan.engine).opens, artifact=None, tuning=default_tuning(plan.engine)
     )
-    candidate = Candidate(plan.id, plan.recipe.name, plan.engine, _precision(plan), Tuning())
+    candidate = Candidate(plan.id, plan.recipe.name, plan.engine, _precision(context, plan), Tuning())
     try:
         artifact = make(context, plan)
         relative = artifact.relative_to(context.store.out).as_posix()
@@ -147,7 +147,7 @@ def attempt(context: LanguageContext, plan: Plan) -> None:
         }
     )
     whole = Candidate(
-        plan.id, plan.recipe.name, plan.engine, _precision(plan), Tuning(), "done", size_of(artifact), search, artifact=relative
+        plan.id, plan.recipe.name, plan.engine, candidate.precision, Tuning(), "done", size_of(artifact), search, artifact=relative
     )
     context.candidate(whole, facts)
 
@@ -170,8 +170,9 @@ def described(request: LanguageRequest) -> str:
     return f"lowbit optimize {request.source.path.name} --data {request.facts['text']} --workload {request.workload}"
 
 
-def _precision(plan: Plan) -> str:
-    return SOURCE if plan.recipe.method == "none" else plan.recipe.precision
+def _precision(context: LanguageContext, plan: Plan) -> str:
+    """Of the weights; every engine's format keeps the source's own as they are."""
+    return source_precision(context.request.source.dtype) if plan.recipe.method == "none" else plan.recipe.precision
 
 
 def _failed(candidate: Candidate, why: str) -> Candidate:
@@ -193,4 +194,5 @@ def bits_per_weight(context: LanguageContext, plan: Plan) -> float | None:
     shapes = [(block, role, decoder.shape(role)) for block in range(decoder.layers) for role in decoder.roles]
     weights = sum(rows * columns for *_, (rows, columns) in shapes)
     grids = [(recipe.grid_of(block, role), rows, columns) for block, role, (rows, columns) in shapes]
-    return sum(rows * columns * (grid.bits_per_weight(columns) if grid else 16.0) for grid, rows, columns in grids) / weights
+    own = 32.0 if context.request.source.dtype == "float32" else 16.0
+    return sum(rows * columns * (grid.bits_per_weight(columns) if grid else own) for grid, rows, columns in grids) / weights

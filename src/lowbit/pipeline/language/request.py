@@ -8,26 +8,20 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-import numpy as np
-
 from lowbit.bundle.manifest import digest
-from lowbit.errors import DataError, UsageError, unknown
-from lowbit.llm.evaluate.windows import Documents, Window, Windows, cut
+from lowbit.errors import UsageError, unknown
+from lowbit.llm.evaluate.windows import Documents, Windows
 from lowbit.pipeline.language.recipes import BASELINE_ENGINE, Plan, plans
+from lowbit.pipeline.language.text import DealtText, fingerprint, read_text
 from lowbit.pipeline.store import request_key
 from lowbit.runtimes.hardware import Hardware, probe
 from lowbit.types import Array, Budget, Objective, Policy
 
 if TYPE_CHECKING:
     from lowbit.llm.folder import SourceFolder
-    from lowbit.llm.tokens import TextTokens
     from lowbit.llm.workload.workload import Workload
 
 SCHEMA = 1
-LONGEST_WINDOW = 1024
-FEWEST_WINDOWS = 40
-"""Fewer windows than this have no interval worth the name: shorter ones are taken."""
-CALIBRATION_WINDOWS = 128
 PACKAGES = ("torch", "llama-cpp-python", "openvino-genai", "onnxruntime-genai")
 """Whose versions the numbers hold for, besides those that every run uses."""
 MOST_TOKENS = 200_000
@@ -136,22 +130,6 @@ def kept_options(options: LanguageOptions) -> dict[str, Any]:
     return {each.name: getattr(options, each.name) for each in fields(options) if each.name not in NOT_KEPT}
 
 
-def window_size(positions: int, lengths: Sequence[int], asked: int | None) -> int:
-    """Tokens of a window: what was asked for, else the longest power of two that the model takes and that leaves enough windows.
-
-    Raises:
-        UsageError: more than the model takes.
-    """
-    if asked is not None:
-        if not 2 <= asked <= positions:
-            raise UsageError(f"A window of {asked} tokens does not fit: the model takes 2 to {positions:,}.", "Give another --window.")
-        return asked
-    size = 1 << (min(positions, LONGEST_WINDOW).bit_length() - 1)
-    while size > 64 and sum(length // size for length in lengths) < FEWEST_WINDOWS:
-        size //= 2
-    return size
-
-
 def usual_workload(positions: int) -> str:
     """A prompt and an answer as many have them, one request at a time; shorter where the model is.
 
@@ -162,119 +140,36 @@ def usual_workload(positions: int) -> str:
     return f"prompt={min(512, max(1, positions - output))},output={output},concurrency=1"
 
 
-def deal(documents: Documents, size: int, *, calibrate: int, most: int) -> tuple[Documents, Documents, Documents]:
-    """The text in three parts that share no window: what calibrates, what the search may look at, and what only confirms.
-
-    Windows are dealt by the hash of their tokens, so that the same text is always dealt the same way, and a window that
-    occurs twice lies on one side.
-
-    Args:
-        documents: Names and tokens.
-        size: Tokens of a window.
-        calibrate: Windows to calibrate on; 0 where that text is given by itself.
-        most: Windows that judge, at most.
-    """
-    pieces = cut(documents, Windows(size))
-    keyed = sorted(((_key(documents, piece), piece) for piece in pieces), key=lambda pair: pair[0])
-    first, rest = _split(keyed, calibrate)
-    rest = rest[: max(2, most)]
-    second, third = _split(rest, len(rest) // 2)
-    named = (sorted((piece for _, piece in part), key=lambda p: (p.document, p.begin)) for part in (first, second, third))
-    calibration, search, confirm = ([(f"{documents[p.document][0]}:{p.begin}", _tokens(documents, p)) for p in part] for part in named)
-    return calibration, search, confirm
-
-
-Keyed = list[tuple[str, Window]]
-
-
-def _split(keyed: Keyed, count: int) -> tuple[Keyed, Keyed]:
-    """The first so many, and the rest; equal keys stay together."""
-    if not 0 < count < len(keyed):
-        return keyed[:count], keyed[count:]
-    edge = keyed[count][0]
-    return [pair for pair in keyed if pair[0] < edge], [pair for pair in keyed if pair[0] >= edge]
-
-
-def _key(documents: Documents, piece: Window) -> str:
-    import hashlib
-
-    return hashlib.sha256(_tokens(documents, piece).astype("<i4").tobytes()).hexdigest()
-
-
-def _tokens(documents: Documents, piece: Window) -> Array:
-    return documents[piece.document][1][piece.begin : piece.end]
-
-
 def read_request(model: str | Path, data: str | Path, options: LanguageOptions) -> LanguageRequest:
     """Opens the model and the text and checks every option against them.
 
     Raises:
         UsageError: an option is wrong. ModelError, DataError: the model or the text is.
     """
-    from lowbit.llm.engines import registry
     from lowbit.llm.folder import SourceFolder
-    from lowbit.llm.tokens import read_texts
     from lowbit.llm.workload.workload import Workload
 
     if options.objective not in get_args(Objective):
         raise unknown("objective", options.objective, get_args(Objective))
     source = SourceFolder.open(named(model))
     workload = Workload.of(options.workload or usual_workload(source.decoder.positions))
-    texts = read_texts(source, data)
-    size = window_size(source.decoder.positions, [len(tokens) for _, tokens in texts.documents], options.window)
-    windows = Windows(size)  # none overlaps: each is on one side, what the search sees or what confirms
-    calibration, search, confirm, how = _parts(source, texts, options, size)
-    if not search or not confirm:
-        raise DataError(
-            f"The text has fewer than two windows of {size} tokens: one half is searched on, the other confirms.",
-            "Give more text, or a smaller --window.",
-        )
-    engines = _engines(options.engines)
-    budget = Budget.parse(options.max_drop) if options.max_drop else None
-    if budget is not None and not budget.relative:
-        raise UsageError("Perplexity has no scale of points.", "Give a share of it, e.g. --max-drop 8%.")
-    if options.context is not None and options.context > source.decoder.positions:
-        raise UsageError(f"A context of {options.context:,} tokens is more than the model's {source.decoder.positions:,}.", "Give less.")
-    context = options.context or min(source.decoder.positions, max(4096, workload.context))
-    if workload.context > context:
-        raise UsageError(
-            f"The workload's requests have up to {workload.context:,} tokens; the context is {context:,}.",
-            "Give shorter prompts and answers, or a larger --context where the model takes it.",
-        )
-    task_drop = Budget.parse(options.task_drop)
-    if task_drop.relative:
-        raise UsageError("What a task may lose is told in points of its own scale.", "Give e.g. --task-drop 2pp.")
-    hardware = probe(PACKAGES)
-    policy = Policy(
-        task="language-model",
-        metric="perplexity",
-        max_drop=budget or Budget(0.08, relative=True),
-        confidence=options.confidence,
-        objective=options.objective,
-        batch=(workload.concurrency,),
-    )
-    facts = {
-        "source": source.path.name,
-        "text": named(data).name,
-        "calibration": {"sha256": _fingerprint([("", row) for row in calibration]), "n": len(calibration), "how": how},
-        "validation": {"sha256": _fingerprint([*search, *confirm]), "search": len(search), "confirm": len(confirm)},
-    }
-    chosen = plans(source.decoder, engines, options.recipes)
-    versions = [f"{name} {registry.get(name).version()}" for name in (BASELINE_ENGINE, *engines)]
-    questions, tasks = _questions(options.qa), _tasks(options.tasks)
-    asked = [digest(file) for file in (questions, *tasks, *_read_by(tasks)) if file is not None]
-    said = (asked, asdict(workload), kept_options(options))  # of a log of requests the options have no more than the name
-    key = request_key(SCHEMA, source.sha256, facts["calibration"], facts["validation"], *said, hardware, versions)
+    text = read_text(source, data, calibration=options.calibration, window=options.window, most_tokens=options.most_tokens)
+    engines, budget = _engines(options.engines), _budget(options.max_drop)
+    context, task_drop = _context(source.decoder.positions, workload, options.context), _task_drop(options.task_drop)
+    chosen, questions, tasks = plans(source.decoder, engines, options.recipes), _questions(options.qa), _tasks(options.tasks)
+    hardware, facts = probe(PACKAGES), _facts(source, named(data), text)
+    said = (_digests(questions, tasks), asdict(workload), kept_options(options))  # of a log of requests the options have only the name
+    key = request_key(SCHEMA, source.sha256, facts["calibration"], facts["validation"], *said, hardware, _versions(engines))
     return LanguageRequest(
         source=source,
-        search=search,
-        confirm=confirm,
-        calibration=calibration,
-        windows=windows,
+        search=text.search,
+        confirm=text.confirm,
+        calibration=text.calibration,
+        windows=text.windows,
         plans=tuple(chosen),
-        policy=policy,
+        policy=_policy(budget, workload, options),
         budget=budget,
-        task_drop=task_drop.value,
+        task_drop=task_drop,
         workload=workload,
         context=context,
         hardware=hardware,
@@ -286,22 +181,82 @@ def read_request(model: str | Path, data: str | Path, options: LanguageOptions) 
     )
 
 
-def _parts(source: SourceFolder, texts: TextTokens, options: LanguageOptions, size: int) -> tuple[Array, Documents, Documents, str]:
-    """Calibration windows [N, T], the search's and the confirming windows, and how the first were found."""
-    from lowbit.llm.tokens import read_texts, refuse_overlap
+def _budget(max_drop: str | None) -> Budget | None:
+    """The user's own budget; None: by bits.
 
-    most = options.most_tokens // size
-    if options.calibration is not None:
-        given = read_texts(source, options.calibration)
-        refuse_overlap([tokens for _, tokens in given.documents], [tokens for _, tokens in texts.documents])
-        _, search, confirm = deal(texts.documents, size, calibrate=0, most=most)
-        return given.windows(CALIBRATION_WINDOWS, size), search, confirm, f"windows of {size} tokens, spread over the text that was given"
-    share = max(1, min(CALIBRATION_WINDOWS, len(cut(texts.documents, Windows(size))) // 5))
-    aside, search, confirm = deal(texts.documents, size, calibrate=share, most=most)
-    whole = [tokens for _, tokens in aside if len(tokens) == size]
-    if not whole:
-        raise DataError(f"The text is shorter than a window of {size} tokens.", "Give more text, or a smaller --window.")
-    return np.stack(whole).astype(np.int32), search, confirm, f"the {len(whole)} windows of {size} tokens with the lowest content hashes"
+    Raises:
+        UsageError: it is not a share.
+    """
+    budget = Budget.parse(max_drop) if max_drop else None
+    if budget is not None and not budget.relative:
+        raise UsageError("Perplexity has no scale of points.", "Give a share of it, e.g. --max-drop 8%.")
+    return budget
+
+
+def _context(positions: int, workload: Workload, asked: int | None) -> int:
+    """Tokens that prompt and answer may have together: what was asked for, else the model's own, 4,096 or what the workload needs.
+
+    Raises:
+        UsageError: more than the model takes, or less than the workload needs.
+    """
+    if asked is not None and asked > positions:
+        raise UsageError(f"A context of {asked:,} tokens is more than the model's {positions:,}.", "Give less.")
+    context = asked or min(positions, max(4096, workload.context))
+    if workload.context > context:
+        raise UsageError(
+            f"The workload's requests have up to {workload.context:,} tokens; the context is {context:,}.",
+            "Give shorter prompts and answers, or a larger --context where the model takes it.",
+        )
+    return context
+
+
+def _task_drop(asked: str) -> float:
+    """What a task may lose, absolute.
+
+    Raises:
+        UsageError: it is a share.
+    """
+    task_drop = Budget.parse(asked)
+    if task_drop.relative:
+        raise UsageError("What a task may lose is told in points of its own scale.", "Give e.g. --task-drop 2pp.")
+    return task_drop.value
+
+
+def _policy(budget: Budget | None, workload: Workload, options: LanguageOptions) -> Policy:
+    return Policy(
+        task="language-model",
+        metric="perplexity",
+        max_drop=budget or Budget(0.08, relative=True),
+        confidence=options.confidence,
+        objective=options.objective,
+        batch=(workload.concurrency,),
+    )
+
+
+def _facts(source: SourceFolder, data: Path, text: DealtText) -> dict[str, Any]:
+    """Names and fingerprints for the manifest."""
+    return {
+        "source": source.path.name,
+        "text": data.name,
+        "calibration": {"sha256": fingerprint([("", row) for row in text.calibration]), "n": len(text.calibration), "how": text.how},
+        "validation": {
+            "sha256": fingerprint([*text.search, *text.confirm]),
+            "search": len(text.search),
+            "confirm": len(text.confirm),
+        },
+    }
+
+
+def _digests(questions: Path | None, tasks: Sequence[Path]) -> list[str]:
+    """Of the files with questions and tasks, and of those that tasks read."""
+    return [digest(file) for file in (questions, *tasks, *_read_by(tasks)) if file is not None]
+
+
+def _versions(engines: Sequence[str]) -> list[str]:
+    """Of the engines that candidates run on, the baseline's first."""
+    from lowbit.llm.engines import registry
+
+    return [f"{name} {registry.get(name).version()}" for name in (BASELINE_ENGINE, *engines)]
 
 
 def _engines(asked: Sequence[str]) -> list[str]:
@@ -315,16 +270,6 @@ def _engines(asked: Sequence[str]) -> list[str]:
     if asked:
         return [registry.get(name).name for name in dict.fromkeys(asked)]
     return [engine.name for engine in registry.available() if engine.name != BASELINE_ENGINE]
-
-
-def _fingerprint(documents: Documents) -> str:
-    import hashlib
-
-    digest = hashlib.sha256()
-    for name, tokens in documents:
-        digest.update(f"{name}\x1f{len(tokens)}\x1f".encode())
-        digest.update(tokens.astype("<i4").tobytes())
-    return digest.hexdigest()
 
 
 def _tasks(paths: Sequence[str]) -> tuple[Path, ...]:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
+from lowbit.bundle.language_words import as_adjective
 from lowbit.bundle.manifest import write_atomic
 from lowbit.bundle.schema import DivergenceEntry
 from lowbit.errors import RunError
 from lowbit.llm.candidate import EngineCandidate
 from lowbit.llm.evaluate.answers import Answers
-from lowbit.llm.evaluate.judge import Scored, evaluate_artifact, judge_answers, judge_task, spool_reference
+from lowbit.llm.evaluate.judge import TIMEOUT_S, Scored, evaluate_artifact, judge_answers, judge_task, spool_reference
 from lowbit.llm.evaluate.paired_text import compare
 from lowbit.llm.evaluate.perplexity import Perplexity
 from lowbit.llm.evaluate.tasks import TaskScore
+from lowbit.pipeline.language.budgets import source_precision
 from lowbit.pipeline.language.context import BASELINE, LanguageContext
+from lowbit.pipeline.language.text_bytes import sizes_of
 from lowbit.types import Comparison, MetricValue
 
 SPOOLED = 16_384
@@ -23,6 +27,9 @@ SPOOLED = 16_384
 
 CACHE_BATCH = 16
 """Tokens that are scored at once where the cache is to be read."""
+
+SLOWEST = 2e10
+"""Operations a second: whoever reads a text more slowly than that, and an hour more, is taken to hang."""
 
 Part = str
 """'search' or 'confirm'."""
@@ -37,10 +44,25 @@ def scored(context: LanguageContext, candidate: EngineCandidate, part: Part) -> 
     def progress(done: int, _: int) -> None:
         reporter.advance(done)
 
+    timeout_s = patience_s(request.source.parameters, sum(len(tokens) for _, tokens in documents))
+    common: dict[str, Any] = {"sizes": sizes_of(documents, request.source.path), "progress": progress, "timeout_s": timeout_s}
     if candidate.id == BASELINE and part == "search":
-        return spool_reference(candidate, documents, request.windows, context.reference, tokens=SPOOLED, progress=progress)
+        return spool_reference(candidate, documents, request.windows, context.reference, tokens=SPOOLED, **common)
     reference = context.reference if part == "search" else None
-    return evaluate_artifact(candidate, documents, request.windows, reference=reference, progress=progress)
+    return evaluate_artifact(candidate, documents, request.windows, reference=reference, **common)
+
+
+def patience_s(parameters: int, tokens: int) -> float:
+    """Seconds after which somebody who reads a text is taken to hang: a large model on few cores takes hours for it, and does not.
+
+    Args:
+        parameters: Of the model; each is used twice for a token.
+        tokens: Of the text.
+
+    >>> patience_s(100_000_000, 100_000), patience_s(7_000_000_000, 100_000)
+    (4600.0, 73600.0)
+    """
+    return TIMEOUT_S + 2 * parameters * tokens / SLOWEST
 
 
 def as_judged(candidate: EngineCandidate) -> EngineCandidate:
@@ -55,7 +77,8 @@ def spool(context: LanguageContext) -> None:
     if not (context.reference / "spool.json").exists():
         found = scored(context, context.runnable(BASELINE), "search")
         if found.error is not None:
-            raise RunError(f"The 16-bit model cannot be run: {found.error}")
+            kind = as_adjective(source_precision(context.request.source.dtype))
+            raise RunError(f"The {kind} model cannot be run: {found.error}")
 
 
 def answered(context: LanguageContext, ident: str) -> Answers:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from lowbit.errors import ModelError, RunError, UsageError, unknown
 from lowbit.llm import formats
 from lowbit.llm.candidate import EngineCandidate, engine_of
 from lowbit.llm.decoder import Decoder, Weights
+from lowbit.llm.engines import registry
 from lowbit.llm.evaluate.judge import evaluate_artifact
 from lowbit.llm.evaluate.perplexity import Perplexity
 from lowbit.llm.evaluate.windows import Windows
@@ -25,6 +26,7 @@ from lowbit.llm.workload.speed import Speed
 from lowbit.llm.workload.workload import Workload
 from lowbit.pipeline.language.make import main_file, settled
 from lowbit.pipeline.language.recipes import catalogue
+from lowbit.pipeline.language.text_bytes import sizes_of
 from lowbit.pipeline.reporting import Reporter
 
 if TYPE_CHECKING:
@@ -212,7 +214,8 @@ def judge(
         raise UsageError(f"'{home}' has no config.json and tokenizer.json.", "Say where they are: --model FOLDER.")
     texts = read_texts(_Home.open(home), data)
     reporter.stage(f"Reading text: {candidate.id}", sum(max(1, len(tokens) // (stride or window)) for _, tokens in texts.documents))
-    found = evaluate_artifact(candidate, texts.documents, Windows(window, stride), progress=lambda done, _: reporter.advance(done))
+    sizes, windows = sizes_of(texts.documents, home), Windows(window, stride)
+    found = evaluate_artifact(candidate, texts.documents, windows, sizes=sizes, progress=lambda done, _: reporter.advance(done))
     if found.perplexity is None:
         raise RunError(f"{candidate.id} could not be judged: {found.error}")
     return found.perplexity
@@ -221,12 +224,19 @@ def judge(
 def bench_artifacts(
     artifacts: Sequence[Path], workload: str, engines: Sequence[str], *, rounds: int, price_per_hour: float | None, reporter: Reporter
 ) -> dict[str, Speed]:
-    """Times artifacts on a workload, on every engine asked for that opens them."""
+    """Times artifacts on a workload, on every engine asked for that opens them.
+
+    Raises:
+        UsageError: none of the engines asked for opens an artifact, or one of them opens none of the artifacts.
+        ModelError: what was named is no artifact.
+    """
     asked = Workload.of(workload)
+    forms = [(path, find_artifact(path)[1]) for path in artifacts]
+    opens = {name: engine_of(name).opens for name in engines}
+    _check_engines(forms, opens)
     found: dict[str, EngineCandidate] = {}
-    for path in artifacts:
-        _, form = find_artifact(path)
-        for name in [each for each in engines if engine_of(each).opens == form] or [ENGINES[form]]:
+    for path, form in forms:
+        for name in [each for each in opens if opens[each] == form] or [ENGINES[form]]:
             candidate = candidate_of(path, name)
             ident = candidate.id if candidate.id not in found else f"{path}@{name}"
             found[ident] = EngineCandidate(ident, candidate.engine, candidate.artifact, candidate.tuning)
@@ -234,3 +244,35 @@ def bench_artifacts(
     return measure(
         list(found.values()), asked, rounds=rounds, price_per_hour=price_per_hour, progress=lambda done, _: reporter.advance(done)
     )
+
+
+def _check_engines(forms: Sequence[tuple[Path, str]], opens: Mapping[str, str]) -> None:
+    """Refuses what would be timed on another engine than was asked for, or not at all.
+
+    Raises:
+        UsageError: naming it.
+    """
+    if not opens:
+        return
+    told = ", ".join(f"{name} opens {form}" for name, form in opens.items())
+    for path, form in forms:
+        if form not in opens.values():
+            fits = " or ".join(name for name in registry.names() if name not in opens and _opens(name) == form) or ENGINES[form]
+            raise UsageError(
+                f"'{path.name}' is {form}, and no engine that was asked for opens that: {told}.",
+                f"Add --engine {fits}, or leave --engine out: then each runs on what is usual for its format.",
+            )
+    there = sorted({form for _, form in forms})
+    if idle := [name for name, form in opens.items() if form not in there]:
+        raise UsageError(
+            f"Engine '{idle[0]}' opens {opens[idle[0]]}, and nothing that was named is: {', '.join(there)}.",
+            f"Leave --engine {idle[0]} out, or write an artifact for it: `lowbit llm write`.",
+        )
+
+
+def _opens(name: str) -> str | None:
+    """What an engine opens; None where it is not installed."""
+    try:
+        return registry.get(name).opens
+    except UsageError:
+        return None

@@ -25,6 +25,7 @@ class State:
         facts: What only language models have, by id.
         tuned: Ids whose tuning has been searched.
         finalists: Ids to be confirmed and raced; empty until then.
+        cut: The time was over when they were chosen: some may be untimed or untuned, so that they are chosen again once there is time.
         raced: Ids that were raced together, and how many rounds.
         decision: The last one written.
         complete: It was not cut short.
@@ -35,6 +36,7 @@ class State:
     facts: dict[str, LanguageCandidateEntry] = field(default_factory=dict)
     tuned: set[str] = field(default_factory=set)
     finalists: tuple[str, ...] = ()
+    cut: bool = False
     raced: dict[str, Any] = field(default_factory=dict)
     decision: Decision | None = None
     complete: bool = False
@@ -61,7 +63,7 @@ def apply(state: State, event: dict[str, Any]) -> None:
     elif kind == "tuned":
         _tuned(state, ident, event)
     elif kind == "finalists":
-        state.finalists = tuple(event["ids"])
+        state.finalists, state.cut = tuple(event["ids"]), event.get("cut", False)
     elif kind == "confirmed":
         state.candidates[ident] = replace(state.candidates[ident], confirm=decode(Comparison, event["comparison"]))
         _change(state, ident, tasks=decode(tuple[TaskEntry, ...], event["tasks"]))
@@ -88,7 +90,8 @@ def _tuned(state: State, ident: str, event: dict[str, Any]) -> None:
     if event.get("comparison") is not None:
         state.candidates[ident] = replace(state.candidates[ident], search=decode(Comparison, event["comparison"]))
     if told := event.get("facts"):
-        _change(state, ident, perplexity=told["perplexity"], divergence=decode(DivergenceEntry | None, told["divergence"]))
+        found = {"perplexity": told["perplexity"], "bits_per_byte": told.get("bits_per_byte")}
+        _change(state, ident, **found, divergence=decode(DivergenceEntry | None, told["divergence"]))
 
 
 def _measured(state: State, ident: str, result: dict[str, Any]) -> None:

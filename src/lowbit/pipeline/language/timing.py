@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from lowbit.bundle.language_words import is_source
 from lowbit.bundle.schema import RatioEntry, SpeedEntry
 from lowbit.llm.engines import registry
 from lowbit.llm.engines.base import EngineTuning
@@ -15,15 +16,16 @@ from lowbit.llm.workload.measure import measure
 from lowbit.llm.workload.rank import LanguageObjective, cost_of, over
 from lowbit.llm.workload.speed import Median, Speed
 from lowbit.llm.workload.tune import Tuned
-from lowbit.llm.workload.tune import tune as screened
 from lowbit.pipeline.judge import FAR
-from lowbit.pipeline.language.budgets import SOURCE, budget_of
+from lowbit.pipeline.language.budgets import budget_of
 from lowbit.pipeline.language.context import BASELINE, LanguageContext
 from lowbit.pipeline.language.score import as_judged, comparison, divergence_entry, forget, kept, scored, spool
+from lowbit.pipeline.language.screening import AGAIN, FIRST, screened
 from lowbit.pipeline.reporting import Reporter
 from lowbit.types import Candidate, Comparison, Latency, Measurement, Tuning
 
 QUICK_ROUNDS = 2
+"""Of every candidate, to see who is worth more: what is near the front is timed again, tuned and raced."""
 
 
 def screen(context: LanguageContext) -> None:
@@ -65,11 +67,10 @@ def tune(context: LanguageContext, candidates: Iterable[Candidate]) -> None:
         tunings = registry.get(own.engine).tunings(context.request.hardware)
         if candidate.id in context.state.tuned or context.late or len(tunings) < 2:
             continue
-        context.reporter.stage(f"Tuning {candidate.id}", QUICK_ROUNDS)
+        context.reporter.stage(f"Tuning {candidate.id}", FIRST + AGAIN)
         objective: LanguageObjective = "throughput" if context.request.policy.objective == "throughput" else "latency"
-        found = screened(
-            own, tunings, context.request.workload, objective=objective, rounds=QUICK_ROUNDS, progress=progress_of(context.reporter)
-        )
+        cores, progress = context.request.hardware.cores, progress_of(context.reporter)
+        found = screened(own, tunings, context.request.workload, objective=objective, cores=cores, progress=progress)
         tuning, evidence, facts = _still_right(context, candidate, found)
         if tuning != own.tuning:
             forget(context, candidate.id)
@@ -92,7 +93,11 @@ def _still_right(context: LanguageContext, candidate: Candidate, found: Tuned) -
     if checked.delta.value > budget_of(candidate.precision, context.request.budget).value:
         context.reporter.note(f"{candidate.id} is faster with another tuning, and over its budget.")
         return found.best_exact, None, {}
-    facts = {"perplexity": evidence.perplexity.value, "divergence": divergence.model_dump(mode="json") if divergence else None}
+    facts = {
+        "perplexity": evidence.perplexity.value,
+        "bits_per_byte": evidence.perplexity.bits_per_byte,
+        "divergence": divergence.model_dump(mode="json") if divergence else None,
+    }
     return found.best, checked, facts
 
 
@@ -113,7 +118,7 @@ def _tried(context: LanguageContext, ident: str) -> bool:
 
 def _fastest_source(context: LanguageContext, found: Mapping[str, Speed]) -> str | None:
     """The fastest 16-bit version of those timed together."""
-    sources = [i for i, s in found.items() if s.usable and context.state.candidates[i].precision == SOURCE]
+    sources = [i for i, s in found.items() if s.usable and is_source(context.state.candidates[i].precision)]
     return min(sources, key=lambda ident: cost_of(found[ident], "latency"), default=None)
 
 

@@ -14,6 +14,10 @@ from lowbit.serving.protocol.refusals import Malformed
 
 STOPS, STOP_LENGTH = 16, 512
 """Stop strings that a request may have, and characters of each."""
+TOO_LONG = "context_length_exceeded"
+"""OpenAI's word for a prompt that leaves no room."""
+SPARE, FEWEST_BYTES = 4, 1 << 16
+"""A tokenizer may drop some of a text before it cuts it (spaces, wide letters): so many times what fits is read, and always so much."""
 MOST_ANSWERS = 128
 COMPLETION_TOKENS = 16
 """Of a completion that says no number, as OpenAI's has it; a chat may fill the context."""
@@ -293,6 +297,43 @@ def _word(raw: Mapping[str, Any], name: str) -> str:
     if value is not None and (not isinstance(value, str) or len(value) > 512):
         raise BadField(name, f"{name} must be a text.")
     return value or ""
+
+
+def most_bytes(room: int, longest: int) -> int:
+    """Bytes of text that may be read for a prompt: more cannot fit, or only just.
+
+    Args:
+        room: Tokens that the prompt and its answer may have together.
+        longest: Bytes of the tokenizer's longest token.
+    """
+    return max(FEWEST_BYTES, SPARE * room * longest)
+
+
+def check_length(ask: Ask, room: int, longest: int) -> None:
+    """Refuses, before a thread is busy with it, a text that is too long whatever its tokens turn out to be.
+
+    Args:
+        ask: What is asked.
+        room, longest: As `most_bytes`.
+
+    Raises:
+        BadField: a prompt, or a chat's messages together, have more bytes than any prompt that fits; or there are too many messages.
+    """
+    most, param = most_bytes(room, longest), "messages" if ask.chat else "prompt"
+    if len(ask.messages) > SPARE * room:
+        raise BadField(param, f"The chat has {len(ask.messages):,} messages, and the model a context of {room:,} tokens.", TOO_LONG)
+    texts = [each for each in ask.prompts if isinstance(each, str)]
+    sizes = [sum(_bytes(each["content"]) for each in ask.messages)] if ask.chat else [_bytes(each) for each in texts]
+    if (size := max(sizes, default=0)) > most:
+        raise BadField(
+            param,
+            f"This model's maximum context length is {room:,} tokens, and the text has {size:,} bytes: at most {most:,} are read.",
+            TOO_LONG,
+        )
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode("utf-8", "surrogatepass"))
 
 
 Reader = Callable[[object], Ask]

@@ -51,6 +51,15 @@ class Sided:
             self.trial.counts.canary_failed(refusal.message, ran=refusal.status == FAULTS)
         return True
 
+    def doubts(self, refusal: Refusal) -> bool:
+        """Whether the candidate says that the request is wrong. It may be alone in that (a shorter context, no chat template): then the
+        request was right, and the champion, which is asked, too, answers it."""
+        return refusal.status < FAULTS and not isinstance(refusal, NotServed | Crowded)
+
+    def contradicts(self) -> None:
+        """Counts a request that the candidate refused as wrong and the champion answers: it failed, though nothing ran."""
+        self.trial.counts.canary_failed("", ran=False)
+
     def turn(self) -> Deployment:
         """The champion, which answers from now on."""
         self.side, self.over = self.trial.champion, True

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 from lowbit.llm.engines.base import Emitted, Sampling
 from lowbit.serving.answer.answered import Answered, Caller
 from lowbit.serving.answer.answering import facts_of
-from lowbit.serving.answer.routing import route
+from lowbit.serving.answer.routing import ASKED, route
 from lowbit.serving.language import sides
-from lowbit.serving.language.asking import Ask, BadField
+from lowbit.serving.language.asking import TOO_LONG, Ask, BadField, check_length, most_bytes
 from lowbit.serving.language.deploying import Speech, desk_of
 from lowbit.serving.language.desk import Ticket
 from lowbit.serving.language.measures import Finish, Spoken, outputs_of, request_of
@@ -34,6 +34,12 @@ from lowbit.serving.watch import logs
 
 if TYPE_CHECKING:
     from lowbit.serving.service import Service
+
+
+MARKS = 1024
+"""Characters that a template may put around a message."""
+STANDS_IN = "fallback"
+"""Reason of an answer by full precision in the place of a variant without an engine."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +170,7 @@ class Talk:
     async def begin(self) -> None:
         """Waits for the first token, so that whatever refuses a request does so before anything is sent.
 
-        Where a rollout's candidate fails so far, the champion answers.
+        Where a rollout's candidate fails so far, or refuses what the champion takes, the champion answers.
 
         Raises:
             Refusal: of the kind that fits.
@@ -182,13 +188,19 @@ class Talk:
             try:
                 return await self._on(side, self._trial.patience(now, first_by))
             except Refusal as refusal:
-                if not self._trial.covers(refusal):
+                doubted = self._trial.doubts(refusal)
+                if not doubted and not self._trial.covers(refusal):
                     raise
-                self._service.refused(refusal, self.caller, side, self._seconds)
+                seconds = self._seconds
+                if not doubted:
+                    self._service.refused(refusal, self.caller, side, seconds)
                 self._let_go()
                 place = self._trial.turn()
                 self._stack.enter_context(self._service.admitted(name, None, self.caller, place=place))
-                return await self._on(place, first_by)
+                await self._on(place, first_by)  # where it refuses, too, the request is wrong, and that is all that is told
+                if doubted:
+                    self._trial.contradicts()
+                    self._service.refused(refusal, self.caller, side, seconds)
         except Refusal as refusal:
             if self._trial is not None and not self._trial.trying:
                 self._trial.blames(refusal)
@@ -208,14 +220,16 @@ class Talk:
         if variant is None:
             known = ", ".join(f"{each.role} ({each.id})" for each in deployment.variants.values())
             raise NotServed(f"Model '{deployment.name}' has no variant {way.variant!r} loaded. Loaded: {known}.")
-        self.variant, self.reason = variant, way.reason
-        try:
-            async with asyncio.timeout_at(first_by):
-                prompts = await self._prompts(speech)
-        except TimeoutError:
-            raise TooLate("The prompt was not read in time.") from None
+        self.variant, self.reason = self._living(deployment, variant, way.reason)
+        variant = self.variant
         desk = desk_of(variant)
         room = min(speech.context, desk.context)
+        check_length(self.ask, room, speech.words.longest)
+        try:
+            async with asyncio.timeout_at(first_by):
+                prompts = await self._prompts(speech, room)
+        except TimeoutError:
+            raise TooLate("The prompt was not read in time.") from None
         for tokens in prompts:
             _check(tokens, desk.vocabulary, room, self.ask)
         self.answers = tuple(
@@ -239,11 +253,25 @@ class Talk:
             refusal.variant = variant.id
             raise
 
-    async def _prompts(self, speech: Speech) -> list[Sequence[int]]:
+    def _living(self, deployment: Deployment, variant: Variant, reason: str) -> tuple[Variant, str]:
+        """Who answers, and why: full precision where the variant's engine is gone and nobody asked for just that variant.
+
+        A rollout's candidate has nobody to stand in: it failed, and the champion answers.
+        """
+        full = deployment.variants.get(FULL)
+        trying = self._trial is not None and self._trial.trying
+        if desk_of(variant).alive or reason == ASKED or trying or full is None or not desk_of(full).alive:
+            return variant, reason
+        if self._trial is not None:
+            self._trial.over = True  # it says nothing of the champion either
+        return full, STANDS_IN
+
+    async def _prompts(self, speech: Speech, room: int) -> list[Sequence[int]]:
         words, ask = speech.words, self.ask
         if ask.chat:
             size = sum(len(each["content"]) + 64 for each in ask.messages)  # a template goes through empty ones, too
-            return [await aside.by_size(4 * size, words.chat, ask.messages, self.deployment.name)]
+            most = most_bytes(room, words.longest) + MARKS * len(ask.messages)
+            return [await aside.by_size(4 * size, words.chat, ask.messages, self.deployment.name, most)]
         found: list[Sequence[int]] = []
         for prompt in ask.prompts:
             found.append(prompt if isinstance(prompt, tuple) else await aside.by_size(4 * len(prompt), words.encode, prompt))
@@ -458,7 +486,7 @@ def _check(tokens: Sequence[int], vocabulary: int, room: int, ask: Ask) -> None:
         raise BadField(
             param,
             f"This model's maximum context length is {room:,} tokens, and the prompt has {len(tokens):,}: no room is left for an answer.",
-            "context_length_exceeded",
+            TOO_LONG,
         )
     if strange := next((each for each in tokens if not 0 <= each < vocabulary), None):
         raise BadField(param, f"Token {strange} is not in the vocabulary: it has {vocabulary:,} tokens, from 0.")

@@ -34,12 +34,15 @@ class Gauges(Collector):
         """Each with its value now."""
         running = GaugeMetricFamily("lowbit_answers_running", _HELP["lowbit_answers_running"], labels=WHO)
         used = GaugeMetricFamily("lowbit_kv_cache_use", _HELP["lowbit_kv_cache_use"], labels=WHO)
+        up = GaugeMetricFamily("lowbit_engine_up", _HELP["lowbit_engine_up"], labels=WHO)
         for labels, desk in list(self.desks.items()):
             running.add_metric(labels, desk.running)
+            up.add_metric(labels, desk.alive)
             if (use := desk.kv_use) is not None:
                 used.add_metric(labels, use)
         yield running
         yield used
+        yield up
 
 
 @dataclass(frozen=True)

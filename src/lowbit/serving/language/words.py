@@ -29,11 +29,13 @@ class Words:
         vocabulary: Tokens that it knows.
         eos: Those that end an answer.
         template: For chats; None where there is none.
+        longest: Bytes of its longest token, at least.
     """
 
     vocabulary: int
     eos: tuple[int, ...]
     template: ChatTemplate | None
+    longest: int
     _tokenizer: Tokenizer = field(repr=False, compare=False)
 
     @classmethod
@@ -57,7 +59,9 @@ class Words:
             raise ModelError(f"tokenizer.json cannot be read: {error}", COPY) from error
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        return cls(tokenizer.get_vocab_size(with_added_tokens=True), _ends(folder, tokenizer), _template(folder), tokenizer)
+        known = tokenizer.get_vocab(with_added_tokens=True)
+        longest = max((len(piece.encode()) for piece in known), default=1)  # a byte-level piece has a letter a byte, of 1 or 2 bytes
+        return cls(tokenizer.get_vocab_size(with_added_tokens=True), _ends(folder, tokenizer), _template(folder), longest, tokenizer)
 
     def encode(self, text: str) -> list[int]:
         """With the special tokens that the tokenizer puts around a text.
@@ -67,12 +71,13 @@ class Words:
         """
         return self._encoded(text, True)
 
-    def chat(self, messages: Sequence[Mapping[str, Any]], name: str) -> list[int]:
+    def chat(self, messages: Sequence[Mapping[str, Any]], name: str, most: int = MOST_RENDERED) -> list[int]:
         """A chat, up to where the answer begins.
 
         Args:
             messages: With "role" and "content".
             name: Of the model, for what is said.
+            most: Characters that the template may make of it.
 
         Raises:
             Malformed: the model has no template, or its template does not take this chat.
@@ -83,8 +88,8 @@ class Words:
             text = self.template.render(messages, tools=None, documents=None)
         except UsageError as error:
             raise Malformed(error.message[:500]) from None
-        if len(text) > MOST_RENDERED:
-            raise Malformed(f"The chat is {len(text):,} characters long; {MOST_RENDERED:,} are allowed.")
+        if len(text) > (most := min(most, MOST_RENDERED)):
+            raise Malformed(f"The chat is {len(text):,} characters long; {most:,} are allowed.")
         return self._encoded(text, False)
 
     def decode(self, tokens: Sequence[int]) -> str:

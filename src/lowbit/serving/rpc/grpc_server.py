@@ -205,10 +205,10 @@ class Calls:
     async def ModelReady(self, message: Any, _caller: Caller, _context: grpc.aio.ServicerContext) -> Any:
         """Of a model that is not there: no, rather than an error."""
         try:
-            self._service.model(message.name, message.version or None)
+            found = self._service.model(message.name, message.version or None)
         except NotServed:
             return self._messages["ModelReadyResponse"](ready=False)
-        return self._messages["ModelReadyResponse"](ready=self._service.ready)
+        return self._messages["ModelReadyResponse"](ready=self._service.ready_for(found))
 
     async def ServerMetadata(self, _message: Any, _caller: Caller, _context: grpc.aio.ServicerContext) -> Any:
         return self._messages["ServerMetadataResponse"](name="lowbit", version=__version__, extensions=EXTENSIONS)
@@ -225,8 +225,10 @@ class Calls:
 
     async def Check(self, message: Any, _caller: Caller, _context: grpc.aio.ServicerContext) -> Any:
         """The health check: of the server (an empty name or our service's), or of a model by name."""
-        status = SERVING if self._service.ready else NOT_SERVING
-        if message.service not in ("", SERVICE, *self._service.models):
+        found = self._service.models.get(message.service)
+        ready = self._service.ready if found is None else self._service.ready_for(found)
+        status = SERVING if ready else NOT_SERVING
+        if found is None and message.service not in ("", SERVICE):
             status = SERVICE_UNKNOWN
         return self._messages["HealthCheckResponse"](status=status)
 

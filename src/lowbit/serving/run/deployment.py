@@ -136,6 +136,13 @@ class Deployment:
         """What every variant gives."""
         return self.variants[CHOSEN].sessions.outputs
 
+    @property
+    def alive(self) -> bool:
+        """Whether it can answer. An engine of a language model that failed may not open again; full precision beside it stands in."""
+        if self.language is None:
+            return True
+        return any(getattr(each.batcher, "alive", True) for role, each in self.variants.items() if role in (CHOSEN, FULL))
+
     def variant(self, name: str) -> Variant | None:
         """By role or id."""
         if name in self.variants:

@@ -106,6 +106,7 @@ class Rest:
             return 200, {"name": "lowbit", "version": __version__, "extensions": EXTENSIONS}
         found = self.service.model(match["name"], match["version"])
         if match["verb"] == "/ready":
+            ready = self.service.ready_for(found)
             return (200 if ready else 503), {"name": found.name, "ready": ready}
         return 200, metadata(found, self.service.versions(found.name))
 

@@ -1,0 +1,107 @@
+"""The report's target matrix: what was written for other targets, how far it was tried, and what it answered there."""
+
+from __future__ import annotations
+
+import math
+from html import escape
+
+from lowbit.bundle import words
+from lowbit.bundle.report_parts import breakable, bullets, chip, section
+from lowbit.bundle.schema import KernelsEntry, Manifest, TargetEntry
+
+LEVELS = {"run": "run", "emulated": "emulated", "interpreted": "interpreted", "checked": "checked"}
+_HEADS = (
+    ("Target", ""),
+    ("Tried", "how far"),
+    ("Same class", "as this bundle's"),
+    ("Identical", "levels to the reference"),
+    ("Metric", "change [interval]"),
+    ("Gate", ""),
+    ("Size", ""),
+    ("Memory", "arena"),
+    ("Latency", "over full precision"),
+)
+
+
+def targets_section(manifest: Manifest) -> str:
+    """The section; empty where the bundle was written for no target."""
+    if not manifest.targets:
+        return ""
+    head = "".join(f'<th scope="col">{escape(text)}<small>{escape(more)}</small></th>' for text, more in _HEADS)
+    rows = "".join(_rows(entry) for entry in manifest.targets)
+    table = (
+        '<div class="scroll" tabindex="0" role="region" aria-label="Targets"><table class="targets">'
+        f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+    )
+    lead = "Written from one table of parameters. Run: on the target's own runtime; emulated, interpreted, checked: not on its hardware."
+    return section("targets", "Other targets", table + bullets(_sentences(manifest)), lead)
+
+
+def _rows(entry: TargetEntry) -> str:
+    """One row a kernel set; a target that could not be tried, or not be written, has one of its own."""
+    name = f'<th scope="row">{escape(entry.title)}<small>{{}}</small></th>'
+    if entry.refused is not None:
+        cell = f'<td colspan="{len(_HEADS) - 1}" class="told">Not written: {escape(entry.refused)}</td>'
+        return f"<tr>{name.format('')}{cell}</tr>"
+    if not entry.kernels:
+        cells = [LEVELS[entry.level], words.NONE, words.NONE, words.NONE, "", words.size(entry.size_bytes), arena(entry), words.NONE]
+        return f"<tr>{name.format('')}{_cells(cells)}</tr>"
+    return "".join(f"<tr>{name.format(breakable(each.kernels))}{_kernel_cells(entry, each)}</tr>" for each in entry.kernels)
+
+
+def _kernel_cells(entry: TargetEntry, each: KernelsEntry) -> str:
+    if each.error is not None:
+        return f'<td colspan="{len(_HEADS) - 1}" class="told">Could not be run: {escape(each.error)}</td>'
+    same = f"cosine {each.cosine:.4f}" if math.isnan(each.agreement) else words.share(each.agreement)
+    counted = f"<small>{each.samples:,} {'random draws' if each.drawn else 'samples'}</small>"
+    metric = words.NONE
+    if each.metric is not None and each.delta is not None:
+        value = escape(words.metric_value(each.metric.name, each.metric.value))
+        metric = f"{value}<small>{escape(words.change(each.delta))} {escape(words.interval(each.delta))}</small>"
+    html = [
+        escape(LEVELS[entry.level]),
+        escape(same) + counted,
+        escape(identical(each)),
+        metric,
+        chip(each.verdict) if each.verdict else "",
+        escape(words.size(entry.size_bytes)),
+        escape(arena(entry)),
+        _latency(each),
+    ]
+    return "".join(f"<td>{cell}</td>" for cell in html)
+
+
+def _latency(each: KernelsEntry) -> str:
+    if each.latency_ms is None:
+        return words.NONE
+    ratio = ""
+    if each.speedup is not None:
+        slower = '<b class="bad">slower than full precision</b>' if each.speedup.ci_high < 1 else ""
+        ratio = f"<small>{escape(words.times(each.speedup.value))} {slower}</small>"
+    return escape(words.milliseconds(each.latency_ms.p50)) + ratio
+
+
+def _cells(texts: list[str]) -> str:
+    return "".join(f"<td>{escape(text)}</td>" for text in texts)
+
+
+def identical(each: KernelsEntry) -> str:
+    """Share of output levels equal to the exact reference's, and the largest difference."""
+    if math.isnan(each.identical):
+        return words.NONE
+    return words.share(each.identical) + (f", off by at most {each.largest_step}" if each.largest_step else "")
+
+
+def arena(entry: TargetEntry) -> str:
+    """Working memory of the artifact, where it has a plan."""
+    found = entry.facts.get("arena_bytes")
+    return words.size(float(found)) if isinstance(found, int | float) else words.NONE
+
+
+def _sentences(manifest: Manifest) -> list[str]:
+    found = []
+    for entry in manifest.targets:
+        if entry.refused is None:
+            found.append(f"{entry.title}: {entry.words}")
+        found += [f"{entry.title}: {each.text}" for each in entry.findings if each.severity != "note"]
+    return [text for text in found if not text.endswith(": ")]
