@@ -8,7 +8,7 @@ export HF_HUB_OFFLINE := 1
 MINUTES ?= 30
 WORKERS ?= 2
 
-.PHONY: demo test lint bench soak full language targets ray clients mlflow docs clean
+.PHONY: demo test lint bench soak full inside apart language targets optimum executorch web ray clients mlflow docs clean
 
 demo: $(VENV)/.all  ## optimize the built-in model on the built-in images
 	$(BIN)/lowbit demo --out build/demo
@@ -30,7 +30,11 @@ soak: $(VENV)/.dev  ## mixed load on a server for MINUTES, with all that may hap
 docs: $(VENV)/.dev  ## regenerate the reference pages
 	$(BIN)/python docs/reference/generate.py
 
-full: $(VENV)/.language $(VENV)/.targets $(VENV)/.ray clients mlflow  ## also what trains and exports models (PyTorch, transformers), engines for language models, other targets, Ray, MLflow, and clients that tests talk to servers with
+full: inside apart  ## also what trains and exports models (PyTorch, transformers), engines for language models, other targets, Ray, MLflow, and clients that tests talk to servers with
+
+inside: $(VENV)/.language $(VENV)/.targets $(VENV)/.ray $(VENV)/.mlflow  ## of that, what shares .venv
+
+apart: clients optimum executorch web .venv-mlflow/.done  ## and what has environments of its own
 
 language: $(VENV)/.language  ## engines for language models; llama.cpp is compiled
 
@@ -39,6 +43,12 @@ targets: $(VENV)/.targets  ## what writes and runs artifacts for other targets
 ray: $(VENV)/.ray  ## what runs models on several machines, 340 MB
 
 clients: .venv-clients/.done
+
+optimum: .venv-optimum/.done  ## what loads folders for Hugging Face Optimum
+
+executorch: .venv-executorch/.done  ## what makes and runs ExecuTorch programs, 1.5 GB
+
+web: .node/.done  ## onnxruntime-web, from npm
 
 mlflow: $(VENV)/.mlflow .venv-mlflow/.done  ## what shows the registry in MLflow, and a server to try that on
 
@@ -88,5 +98,15 @@ $(VENV)/.mlflow: $(VENV)/.dev
 	.venv-clients/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/serving/clients.txt
 	touch $@
 
+# Optimum wants an older transformers than we, ExecuTorch one torch; environments of their own.
+.venv-%/.done: tests/export/%.txt
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	touch $@
+
+.node/.done:
+	npm install --silent --no-audit --no-fund --prefix .node onnxruntime-web@1.30.0
+	touch $@
+
 clean:
-	rm -rf $(VENV) .venv-clients .venv-mlflow build .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-clients .venv-mlflow .venv-optimum .venv-executorch .node build .mypy_cache .pytest_cache .ruff_cache

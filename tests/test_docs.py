@@ -186,12 +186,16 @@ def test_the_reference_is_current() -> None:
 
 
 def test_a_stale_reference_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(GENERATOR, "HERE", tmp_path)
+    here, guides = tmp_path / "reference", tmp_path / "guides"
+    monkeypatch.setattr(GENERATOR, "HERE", here)
+    here.mkdir()
+    guides.mkdir()
+    (guides / "targets.md").write_text("before\n".join(["", *GENERATOR.MATRIX, ""]))
     assert GENERATOR.main(["--check"]) == 1
-    assert list(tmp_path.iterdir()) == []
+    assert list(here.iterdir()) == []
     assert GENERATOR.main([]) == 0
     assert GENERATOR.main(["--check"]) == 0
-    page = tmp_path / "cli.md"
+    page = here / "cli.md"
     page.write_text(page.read_text().replace("--max-drop", "--max-loss"))
     assert GENERATOR.main(["--check"]) == 1
 

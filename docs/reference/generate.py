@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import json
+import math
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import click
 
-from lowbit.bundle.schema import json_schema
+from lowbit.bundle import report_targets, words
+from lowbit.bundle.schema import TargetEntry, json_schema
 from lowbit.cli.main import COMMANDS, cli
 from lowbit.data.preprocess import PRESETS
 from lowbit.errors import DataError, Interrupted, LowbitError, ModelError, UsageError
@@ -181,7 +184,50 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-PAGES = {"cli.md": cli_page, "bundle.schema.json": json_schema}
+MATRIX = ("<!-- matrix: written by docs/reference/generate.py from benchmarks/results/targets.json -->", "<!-- end of matrix -->")
+TARGETS = HERE.parent / "guides" / "targets.md"
+MEASURED = HERE.parents[1] / "benchmarks" / "results" / "targets.json"
+
+
+def targets_page() -> str:
+    """guides/targets.md with its matrix as it was last measured."""
+    text = TARGETS.read_text(encoding="utf-8")
+    before, _, rest = text.partition(MATRIX[0])
+    _, _, after = rest.partition(MATRIX[1])
+    return f"{before}{MATRIX[0]}\n{matrix()}{MATRIX[1]}{after}"
+
+
+def matrix() -> str:
+    """What works where: one row a model, target and kernel set."""
+    if not MEASURED.exists():
+        return ""
+    rows = []
+    for model, targets in json.loads(MEASURED.read_text(encoding="utf-8"))["models"].items():
+        for told in targets.values():
+            rows += matrix_rows(model, TargetEntry.model_validate(told))
+    return table(["model", "target", "tried", "same class", "identical", "metric", "gate", "size", "arena", "latency"], rows)
+
+
+def matrix_rows(model: str, told: TargetEntry) -> list[tuple[str, ...]]:
+    if told.refused is not None:
+        return [(model, told.title, "not written", told.refused.split("\n")[0].replace("|", "\\|"), *[""] * 6)]
+    size, arena = words.size(told.size_bytes), report_targets.arena(told)
+    if not told.kernels:
+        return [(model, told.title, told.level, *[""] * 4, size, arena, "")]
+    rows = []
+    for each in told.kernels:
+        same = f"{report_targets.same_class(each)} of {each.samples:,}"
+        latency = ""
+        if each.latency_ms is not None and each.speedup is not None:
+            slower = ", slower" if each.speedup.ci_high < 1 else ""
+            latency = f"{words.milliseconds(each.latency_ms.p50)} ({words.times(each.speedup.value)}{slower})"
+        value = words.metric_value(each.metric.name, each.metric.value) if each.metric else ""
+        exact = "" if math.isnan(each.identical) else report_targets.identical(each)
+        rows.append((model, f"{told.title}, {each.kernels}", told.level, same, exact, value, each.verdict or "", size, arena, latency))
+    return rows
+
+
+PAGES = {"cli.md": cli_page, "bundle.schema.json": json_schema, "../guides/targets.md": targets_page}
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -52,7 +52,7 @@ def _rows(entry: TargetEntry) -> str:
 def _kernel_cells(entry: TargetEntry, each: KernelsEntry) -> str:
     if each.error is not None:
         return f'<td colspan="{len(_HEADS) - 1}" class="told">Could not be run: {escape(each.error)}</td>'
-    same = f"cosine {each.cosine:.4f}" if math.isnan(each.agreement) else words.share(each.agreement)
+    same = same_class(each)
     counted = f"<small>{each.samples:,} {'random draws' if each.drawn else 'samples'}</small>"
     metric = words.NONE
     if each.metric is not None and each.delta is not None:
@@ -83,6 +83,14 @@ def _latency(each: KernelsEntry) -> str:
 
 def _cells(texts: list[str]) -> str:
     return "".join(f"<td>{escape(text)}</td>" for text in texts)
+
+
+def same_class(each: KernelsEntry) -> str:
+    """Share of samples with the same class, and with equal highest outputs counted as the same where that is more; else the cosine."""
+    if math.isnan(each.agreement):
+        return f"cosine {each.cosine:.4f}"
+    ties = f" ({words.share(each.agreement_with_ties)} with ties)" if each.agreement_with_ties > each.agreement else ""
+    return words.share(each.agreement) + ties
 
 
 def identical(each: KernelsEntry) -> str:

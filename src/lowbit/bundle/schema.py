@@ -396,6 +396,7 @@ class KernelsEntry(Entry):
     agreement: Number = Field(description="Share of samples with the same class as the bundle's own artifact; null where there are none.")
     agreement_low: Number = Field(description="Of its 95 % interval.")
     agreement_high: Number
+    agreement_with_ties: Number = Field(description="The same, where several highest outputs are equal and the class is among them.")
     cosine: Number = Field(description="Mean over samples, of the outputs to those of the bundle's own artifact.")
     identical: Number = Field(description="Share of output levels that equal the exact reference's; null where there is none.")
     largest_step: Count | None = Field(description="Largest difference to it, in levels.")

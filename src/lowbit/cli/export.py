@@ -1,8 +1,10 @@
-"""`lowbit export BUNDLE --to triton|kserve`."""
+"""`lowbit export BUNDLE --to TARGET`: another target, or another server (Triton, KServe)."""
 
 from __future__ import annotations
 
 import json
+import logging
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,36 +17,106 @@ if TYPE_CHECKING:
     from lowbit.export.servers.write import Written
 
 FOLDER = click.Path(path_type=Path)
+SERVERS = ("triton", "kserve")
+FOR_KSERVE = ("storage_uri", "canary", "triton_version")
+FOR_SERVERS = ("name", "full", "max_batch", "window", *FOR_KSERVE)
+FOR_TARGETS = ("data", "samples", "settings", "time")
 
 
-@click.command("export", short_help="Write a bundle for another server: Triton or KServe.")
+@click.command("export", short_help="Write a bundle for another target (LiteRT, Cortex-M, QNN, ...) or server (Triton, KServe).")
 @click.argument("bundle", type=FOLDER)
-@click.option("--to", "target", type=click.Choice(["triton", "kserve"]), required=True, help="The server.")
-@click.option("--out", type=FOLDER, required=True, metavar="FOLDER", help="Where to write; other models there stay.")
-@click.option("--name", metavar="NAME", help="Of the model.  [default: the bundle's folder's]")
-@click.option("--candidate", metavar="ID", help="To export.  [default: what ships]")
-@click.option("--full/--no-full", default=True, show_default=True, help="Also the full-precision model, as NAME_full.")
+@click.option("--to", "target", required=True, metavar="TARGET", help="A target (`lowbit targets` lists them), or triton, or kserve.")
+@click.option("--out", type=FOLDER, metavar="FOLDER", help="Where to write.  [default: BUNDLE-TARGET; servers have none]")
+@click.option("--candidate", metavar="ID", help="To export.  [default: what ships; for targets the best that has a table]")
+@click.option("--data", metavar="PATH", help="Targets: samples to judge it by; random draws, and no verdict, where not given.")
+@click.option("--samples", type=click.IntRange(1), metavar="N", help="Targets: how many are asked.  [default: 500; emulated 200]")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Targets: a setting; see `lowbit targets NAME`. Repeatable.")
+@click.option("--time/--no-time", default=True, show_default=True, help="Targets: measure latency, where this machine can.")
+@click.option("--name", metavar="NAME", help="Servers: of the model.  [default: the bundle's folder's]")
+@click.option("--full/--no-full", default=True, show_default=True, help="Servers: also the full-precision model, as NAME_full.")
 @click.option(
     "--max-batch",
     type=click.IntRange(0),
     metavar="N",
-    help="Rows in a batch; 0 puts none together.  [default: as measured]",
+    help="Servers: rows in a batch; 0 puts none together.  [default: as measured]",
 )
-@click.option("--window", type=Duration(), default="0ms", show_default=True, metavar="TIME", help="Wait so long for a batch to fill.")
+@click.option(
+    "--window", type=Duration(), default="0ms", show_default=True, metavar="TIME", help="Servers: wait so long for a batch to fill."
+)
 @click.option("--storage-uri", metavar="URI", help="KServe: where models/ will lie for the cluster, e.g. s3://bucket/models/demo.")
 @click.option("--canary", type=click.IntRange(0, 100), metavar="PERCENT", help="KServe: share of requests for this revision.")
 @click.option("--triton-version", metavar="TAG", help="KServe: of Triton's image, e.g. 25.11-py3.  [default: the cluster's]")
-@click.option("--force", is_flag=True, help="Replace these models where they are there already.")
+@click.option("--force", is_flag=True, help="Replace what an earlier export left there.")
 @output
-def command(bundle: Path, target: str, out: Path, form: str, **options: Any) -> None:
-    """Write BUNDLE (a folder that `lowbit optimize` made) as a model repository for Triton, or with a manifest for KServe.
+@click.pass_context
+def command(context: click.Context, /, bundle: Path, target: str, out: Path | None, form: str, **options: Any) -> None:
+    """Write BUNDLE (a folder that `lowbit optimize` made) for another target, or as a model repository for a server.
 
     \b
+    lowbit export build/demo --to litert --data val/
+    lowbit export build/demo --to cortex-m --data val/ --set board=mps2-an500
     lowbit export build/demo --to triton --out models
     lowbit export build/demo --to kserve --out deploy --storage-uri s3://bucket/models/demo --canary 10
 
-    The runtime, its tuning and the batch size are those of the candidate's measurements.
+    A target's artifact is written from the table of quantization parameters, checked against the target's rules, asked the same samples as
+    the bundle's own artifact on the target's runtime or emulator where there is one, and moved into place. On servers, runtime, tuning and
+    batch size are those of the candidate's measurements.
     """
+    given = {name for name in options if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE}
+    if target not in SERVERS:
+        _refuse(given & set(FOR_SERVERS), f"for servers, not for {target}", "Leave it out, or say --to triton.")
+        to_target(bundle, target, out, form, **options)
+        return
+    _refuse(given & set(FOR_TARGETS), f"not for {target}", "Leave it out, or name a target: `lowbit targets` lists them.")
+    if out is None:
+        raise UsageError(f"{target} needs a folder to write to.", "Say which: --out FOLDER. Other models there stay.")
+    to_server(bundle, target, out, form, **options)
+
+
+def _refuse(given: set[str], why: str, hint: str) -> None:
+    if given:
+        name = {"settings": "set"}.get(min(given), min(given))
+        raise UsageError(f"--{name.replace('_', '-')} is {why}.", hint)
+
+
+class Plans(logging.Handler):
+    """What a target says before it writes anything, e.g. what memory it is going to take."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(record.getMessage(), err=True)
+
+
+def to_target(bundle: Path, target: str, out: Path | None, form: str, **options: Any) -> None:
+    """LiteRT, Cortex-M and so on."""
+    from lowbit.bundle.bundle import Bundle
+    from lowbit.cli.live import reporter_for
+    from lowbit.cli.show_targets import show_target
+    from lowbit.pipeline.targets.leave import leave
+
+    logging.getLogger("lowbit.export").addHandler(Plans())
+    logging.getLogger("lowbit.export").setLevel(logging.INFO)
+    folder = out or bundle.resolve().with_name(f"{bundle.resolve().name}-{target}")
+    with reporter_for(sys.stderr) as reporter:
+        found = leave(
+            Bundle.load(bundle),
+            target,
+            folder,
+            data=options["data"],
+            candidate=options["candidate"],
+            settings=options["settings"],
+            samples=options["samples"],
+            force=options["force"],
+            time=options["time"],
+            reporter=reporter,
+        )
+    if form == "json":
+        click.echo(json.dumps(found.model_dump(mode="json"), indent=1, allow_nan=False))
+        return
+    show_target(found, folder)
+
+
+def to_server(bundle: Path, target: str, out: Path, form: str, **options: Any) -> None:
+    """Triton, or Triton with KServe's manifest."""
     from lowbit.export.servers.write import Wishes, export
 
     _check(target, options)
@@ -72,7 +144,7 @@ def command(bundle: Path, target: str, out: Path, form: str, **options: Any) -> 
 
 
 def _check(target: str, options: dict[str, Any]) -> None:
-    given = [name for name in ("storage_uri", "canary", "triton_version") if options[name] is not None]
+    given = [name for name in FOR_KSERVE if options[name] is not None]
     if target != "kserve" and given:
         raise UsageError(f"--{given[0].replace('_', '-')} is for KServe.", "Leave it out, or say --to kserve.")
     if target == "kserve" and options["storage_uri"] is None:

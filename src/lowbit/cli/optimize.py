@@ -67,6 +67,9 @@ from lowbit.cli.options import Duration, Numbers, budget_options, data_options, 
     help="Turns of each finalist in the final timing (language models: 7).",
 )
 @click.option("--safety-critical", is_flag=True, help="A wrong answer can hurt someone: be told what that means here.")
+@click.option(
+    "--to", "targets", multiple=True, metavar="TARGET", help="Also write the result for a target; `lowbit targets` lists them. Repeatable."
+)
 @click.option("--prune", is_flag=True, help="Keep only the artifact that ships, not every candidate's.")
 @click.option("--force", is_flag=True, help="Start anew: replace what an earlier run left in --out.")
 @language_options

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 from lowbit.export.neutral import Neutral
+from lowbit.export.program.program import Program
 from lowbit.types import Array, Feeds
 
 Level = Literal["run", "emulated", "interpreted", "checked"]
@@ -63,6 +64,7 @@ class Artifact:
         facts: Numbers and words that belong to it, e.g. {"arena_bytes": 49152}.
         notes: What people should know: approximations, limits, what to do next.
         state: What the same target's `open` and `check` need besides the files; not kept on disk.
+        program: The integer program that it has to compute exactly, where it is of one: what its answers are compared with.
     """
 
     main: Path
@@ -70,6 +72,7 @@ class Artifact:
     facts: Mapping[str, Setting] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     state: object | None = None
+    program: Program | None = None
 
     @property
     def size_bytes(self) -> int:
@@ -174,4 +177,13 @@ class Target(Protocol):
         Raises:
             RunError: it does not load.
         """
+        ...
+
+
+@runtime_checkable
+class Timed(Protocol):
+    """A target whose artifacts can be timed here as they would run there: on one of lowbit's runtimes."""
+
+    def timed(self, artifact: Artifact) -> Mapping[str, tuple[str, Path]]:
+        """Kernel set -> name of the runtime (`lowbit.runtimes.registry`), and the file it opens."""
         ...

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lowbit.errors import ModelError
+from lowbit.export.neutral_candidate import Source, find_source
+from lowbit.export.neutral_pairs import Stripped, strip_pairs
+from lowbit.export.neutral_ranges import ranges_of, true_statistics
 from lowbit.quant.affine import Affine
 from lowbit.types import TensorInfo
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from lowbit.bundle.bundle import Bundle
     from lowbit.data.preprocess import Preprocess
     from lowbit.quant.observers import TensorStats
 
@@ -45,3 +51,59 @@ class Neutral:
     preprocess: Preprocess | None
     labels: tuple[str, ...]
     candidate: str
+
+
+def read_neutral(bundle: Bundle, candidate: str | None = None) -> Neutral:
+    """Reads a static INT8 candidate of a bundle.
+
+    Where its grids and calibration's statistics speak of the same tensor, the grid wins. Outputs of the model that have no grid keep
+    their whole range whatever the candidate's method: a clipped logit is a tie.
+
+    Args:
+        bundle: What `lowbit optimize` left behind.
+        candidate: Its id; None takes what ships where that is static INT8, else the best static INT8 candidate.
+
+    Raises:
+        UsageError: no such candidate, or none with a table whose artifact is there.
+        ModelError: an artifact that cannot be read as a table: its tensors are not those of calibration, or its pairs are of another kind.
+    """
+    from lowbit.graph import ir_files
+
+    source = find_source(bundle, candidate)
+    model = ir_files.read(source.artifact)
+    stripped = strip_pairs(model)
+    _check_names(stripped, source)
+    stats = true_statistics(source, stripped)
+    model_entry = bundle.manifest.model
+    return Neutral(
+        name=_word(bundle.manifest.source.path),
+        model=model,
+        weights=stripped.weights,
+        activations=stripped.activations,
+        ranges=ranges_of(source, stripped, stats),
+        stats=stats,
+        inputs=tuple(TensorInfo(entry.name, entry.shape, entry.dtype) for entry in model_entry.inputs),
+        outputs=tuple(TensorInfo(entry.name, entry.shape, entry.dtype) for entry in model_entry.outputs),
+        preprocess=bundle.preprocess,
+        labels=(),
+        candidate=source.id,
+    )
+
+
+def _check_names(stripped: Stripped, source: Source) -> None:
+    """A table that speaks of other tensors than calibration cannot be completed from its statistics."""
+    strangers = sorted(set(stripped.activations) - set(source.stats.tensors) - stripped.made)
+    if not stripped.activations:
+        raise ModelError(f"'{source.id}' rounds no activation, so that it has no table of their grids.", source.instead)
+    if strangers:
+        some = ", ".join(strangers[:3]) + (" ..." if len(strangers) > 3 else "")
+        raise ModelError(
+            f"'{source.id}' rounds {len(strangers)} tensors that calibration has not seen ({some}): whoever made it has changed the graph.",
+            source.instead,
+        )
+
+
+def _word(name: str) -> str:
+    """A file's name as a word of letters, digits and "_" that starts with a letter."""
+    word = re.sub(r"\W+", "_", re.sub(r"\.\w+$", "", name), flags=re.ASCII).strip("_")
+    return word if word[:1].isalpha() else f"model_{word}".rstrip("_")

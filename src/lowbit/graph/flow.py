@@ -82,11 +82,12 @@ class Flow:
         return [str(v.name) for v in outputs if v.name]
 
     def rounded(self, emitted: Mapping[str, QuantSpec]) -> dict[str, QuantSpec]:
-        """Emitted tensors that somebody computes with as integers, or that cannot be had otherwise."""
+        """Emitted tensors that somebody computes with as integers, that cannot be had otherwise, or that the graph gives as such."""
         found: dict[str, QuantSpec] = {}
         values = {str(v.name): v for node in self.graph for v in node.outputs}
         for name in reversed(list(emitted)):
-            if self._must(name) or any(self._computes(use.node, name, emitted[name], found) for use in values[name].uses()):
+            needed = self._must(name) or (self.profile.outputs and values[name].is_graph_output())
+            if needed or any(self._computes(use.node, name, emitted[name], found) for use in values[name].uses()):
                 found[name] = emitted[name]
         for name in list(found):
             if self._summed_in_place(values[name], found):

@@ -122,7 +122,8 @@ Anchor = tuple[dict[int, str], int | None, int | None]
 def _anchor(node: ir.Node, profile: Profile) -> Anchor | None:
     """Activations, weight and bias of a node that can anchor a group, None for others."""
     computed = {i: str(v.name) for i, v in enumerate(node.inputs) if v is not None and not is_constant(v)}
-    if not all(may_be_float(v) for v in node.inputs[:2] if v is not None):
+    operands = node.inputs[:1] if node.op_type in profile.unary else node.inputs[:2]  # a second one may be axes
+    if not all(may_be_float(v) for v in operands if v is not None):
         return None
     if node.op_type in profile.products:
         return _product(node, profile, computed)

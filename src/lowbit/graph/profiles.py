@@ -49,6 +49,7 @@ class Profile:
         attention: Products of two activations run on integers.
         int4_weights: Weights of 4 bits are stored as such; else in bytes, on the same grid, for which there are integer kernels.
         blocks: Types of weights that may be quantized in blocks (and are then stored as such); others have a grid per channel instead.
+        outputs: What the graph gives is rounded wherever a kernel can hand out integers, so that nothing at its end stays floating point.
         sums_apart: Sums in front of a normalisation are written so that they are not fused with it (graph/spelling.py).
         opset: Least operator set of the artifact.
     """
@@ -72,6 +73,7 @@ class Profile:
     attention: bool = False
     int4_weights: bool = False
     blocks: frozenset[str] = frozenset({"int4", "uint4"})
+    outputs: bool = False
     sums_apart: bool = False
     opset: int = 13
 
@@ -138,15 +140,18 @@ QNN = Profile(
     "qnn",
     elementwise=frozenset({"Add", "Div", "Mul", "Sub"}),
     unary=frozenset(
-        {"AveragePool", "Elu", "Gelu", "GlobalAveragePool", "HardSwish", "LeakyRelu", "PRelu", "ReduceMean", "Sigmoid", "Softmax", "Tanh"}
+        {"AveragePool", "Clip", "Elu", "Gelu", "GlobalAveragePool", "HardSigmoid", "HardSwish", "LeakyRelu", "PRelu", "ReduceMean", "Relu"}
+        | {"Sigmoid", "Softmax", "Tanh"}
     ),
     attention=True,
     constants=True,
     saturates=True,
     int4_weights=True,
     blocks=frozenset(),
+    outputs=True,
 )
-"""Hexagon: the whole graph on integers, activations unsigned (signed asymmetric ones run and are wrong), 8 or 16 bit."""
+"""Hexagon: the whole graph on integers, activations unsigned (signed asymmetric ones run and are wrong), 8 or 16 bit. Relu and Clip that
+no kernel absorbs are operators of their own."""
 
 PROFILES = {profile.name: profile for profile in (ONNXRUNTIME_CPU, OPENVINO_CPU, TENSORRT, QNN)}
 

@@ -51,7 +51,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Variant:
-    """One model file on one runtime with one tuning; `id` is unique within a race."""
+    """One model file on one runtime (its name, or "module:class") with one tuning; `id` is unique within a race."""
 
     id: str
     runtime: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,6 +13,7 @@ from lowbit.bundle import words
 from lowbit.bundle.bundle import Bundle
 from lowbit.data.dataset import Dataset
 from lowbit.errors import Interrupted, LowbitError, UsageError
+from lowbit.export import registry
 from lowbit.frontends.bring import How, bring_in
 from lowbit.frontends.parity import described as described_parity
 from lowbit.graph.prepare import prepare
@@ -31,6 +32,7 @@ from lowbit.pipeline.retrain import asked_to_train, retrain
 from lowbit.pipeline.screen import QuickTimes
 from lowbit.pipeline.search import pending, search
 from lowbit.pipeline.store import Store, claimed, discard, need_space
+from lowbit.pipeline.targets.leave import leave_all, with_targets
 from lowbit.pipeline.tune import tune
 from lowbit.pipeline.write import clean_up, write_bundle
 from lowbit.types import Candidate, Decision
@@ -66,6 +68,7 @@ def optimize(
     example_shapes: Sequence[Sequence[int]] = (),
     weights: str | Path | None = None,
     allow_pickle: bool = False,
+    targets: Sequence[str] = (),
     **options: Any,
 ) -> Result:
     """Finds the smallest, fastest version of a model that stays within an accuracy budget on this machine and data.
@@ -81,6 +84,7 @@ def optimize(
         example_shapes: Of a module: one sample's shape for each argument, instead of example inputs.
         weights: A checkpoint for the module (.pt, .pth, .safetensors); read without running code that may be in it.
         allow_pickle: Let it run that code.
+        targets: Also write the result for these (`lowbit targets` lists them), into the bundle's folder targets/, and try it there.
         **options: Fields of `Options`: max_drop, metric, objective, batch, max_latency_ms, time_limit_s and so on.
 
     Raises:
@@ -92,8 +96,11 @@ def optimize(
 
         if not isinstance(data, str | Path):
             raise UsageError("A language model is judged on text.", "Give a .txt or .jsonl file, or a folder of .txt files.")
+        if targets:
+            raise UsageError("Language models have formats of their own.", "Write them with `lowbit llm write`.")
         return optimize_language(model, data, out=out, reporter=reporter, command=command, **options)
     started, reporter, said = time.monotonic(), reporter or Reporter(), Options(**options)
+    known = [registry.get(name).name for name in targets]  # before the work
     reporter.stage("Reading the model and the data")
     how = How(example_inputs, example_shapes, weights, allow_pickle, said.target)
     with TemporaryDirectory(prefix="lowbit-") as scratch:
@@ -101,7 +108,11 @@ def optimize(
         request = read_request(model if incoming is None else incoming.path, data, said, incoming)
         if request.model.origin and request.model.origin.parity:
             reporter.note(described_parity(request.model.origin.parity))
-        return carry_out(request, Path(out) if out else Path("build") / request.model.path.stem, reporter, command, started)
+        result = carry_out(request, Path(out) if out else Path("build") / request.model.path.stem, reporter, command, started)
+        if known:
+            entries = leave_all(result.bundle, known, request.split.validation, reporter=reporter)
+            result = replace(result, bundle=with_targets(result.bundle, entries))
+        return result
 
 
 def carry_out(request: Request, folder: Path, reporter: Reporter, command: str | None, started: float) -> Result:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
+from lowbit.errors import ModelError
 from lowbit.quant.affine import Affine
 from lowbit.types import Array
 
@@ -138,6 +139,7 @@ class Program:
         inputs: What is fed.
         outputs: What comes back.
         labels: Names of the classes, where known.
+        notes: What people should know of how it was made.
     """
 
     name: str
@@ -146,8 +148,23 @@ class Program:
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     labels: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def constants(self) -> tuple[Tensor, ...]:
         """Tensors that are known before it runs."""
         return tuple(tensor for tensor in self.tensors.values() if tensor.data is not None)
+
+    def output_grid(self, port: Port) -> Affine:
+        """The grid of an output's levels: its own, or of what DEQUANTIZE makes it from.
+
+        Raises:
+            ModelError: it is in floating point and comes from something else.
+        """
+        tensor = self.tensors[port.tensor]
+        for operation in self.operations:
+            if operation.kind is Kind.DEQUANTIZE and operation.outputs == (port.tensor,):
+                tensor = self.tensors[operation.inputs[0]]
+        if tensor.grid is None:
+            raise ModelError(f"Output '{port.name}' is in floating point and has no levels.")
+        return tensor.grid

@@ -1,0 +1,120 @@
+"""Every model through every target it fits: parity, accuracy through the gate, size, arena, latency.
+
+    python benchmarks/targets.py                                   everything, about an hour on two quiet cores
+    python benchmarks/targets.py --model demo --target litert      one of each; both may be repeated
+    python benchmarks/targets.py --folder DIR                      where bundles and artifacts are made, and kept for the next run
+
+Models: the built-in Fashion-MNIST network, ResNet-20 (CIFAR-10), SqueezeNet 1.1 and MCUNet (500 ImageNet pictures), and the small dense
+network of the California housing data. Each is optimized once to static INT8; every target is written from that one table, asked samples
+that calibrated nothing on the target's own runtime or emulator, and judged by the gate. LiteRT is timed beside the full-precision model on
+onnxruntime and the bundle's own artifact on onnxruntime and OpenVINO, one process each, in turn. Results: benchmarks/results/targets.json,
+from which docs/guides/targets.md has its table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lowbit.bundle.bundle import Bundle
+from lowbit.cli.live import Lines
+from lowbit.errors import LowbitError
+from lowbit.export import registry
+from lowbit.pipeline.targets.leave import leave, refused
+from lowbit.runtimes.hardware import probe
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared" / "data"
+RESULTS = Path(__file__).parent / "results" / "targets.json"
+INT8 = ["--runtime", "onnxruntime", "--recipe", "int8-static-mse", "--no-nncf", "--qat", "never"]
+
+MODELS: dict[str, list[Any]] = {
+    "demo": [],
+    "resnet20": [
+        SHARED / "cifar10-resnet" / "resnet20.onnx", "--data", SHARED / "cifar10" / "cifar10_test10k.npz",
+        "--preprocess", "imagenet", "--limit", "3000", "--max-drop", "2pp",
+    ],
+    "squeezenet": [
+        SHARED / "imagenet-models" / "squeezenet1.1.onnx", "--data", SHARED / "imagenet-sample",
+        "--preprocess", "imagenet-caffe", "--max-drop", "5pp",
+    ],
+    "mcunet": [
+        SHARED / "imagenet-models" / "mcunet-320kb-1mb.onnx", "--data", SHARED / "imagenet-sample",
+        "--preprocess", "inception", "--max-drop", "5pp",
+    ],
+}  # fmt: skip
+"""Model -> arguments of `lowbit optimize`; the demo has a command of its own."""
+
+SETTINGS: dict[tuple[str, str], tuple[str, ...]] = {("squeezenet", "cortex-m"): ("sram_kb=4096", "flash_kb=4096")}
+"""What a model needs of a target to be written at all."""
+
+
+def bundle_of(name: str, folder: Path) -> Bundle:
+    """The model's bundle, made once."""
+    out = folder / name
+    if not (out / "report.html").exists():
+        command = ["demo", "--out", out] if name == "demo" else ["optimize", *MODELS[name], *INT8, "--out", out]
+        subprocess.run([sys.executable, "-m", "lowbit", *map(str, command)], check=True, stdout=subprocess.DEVNULL)
+    return Bundle.load(out)
+
+
+def data_of(name: str) -> Any:
+    """What it is judged on."""
+    if name == "demo":
+        from lowbit.cli.demo import DEMO
+
+        return DEMO / "fashion_mnist.npz"
+    return MODELS[name][2]
+
+
+def one(bundle: Bundle, name: str, target: str, out: Path) -> dict[str, Any]:
+    """One cell of the matrix."""
+    try:
+        settings = SETTINGS.get((name, target), ())
+        found = leave(bundle, target, out, data=data_of(name), settings=settings, force=True, reporter=Lines())
+    except LowbitError as error:
+        found = refused(registry.find(target), error)
+    return found.model_dump(mode="json")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=MODELS, action="append")
+    parser.add_argument("--target", choices=registry.names(), action="append")
+    parser.add_argument("--folder", type=Path)
+    said = parser.parse_args()
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"models": {}}
+    with tempfile.TemporaryDirectory(prefix="lowbit-targets-") as scratch:
+        folder = said.folder or Path(scratch)
+        for name in said.model or MODELS:
+            bundle = bundle_of(name, folder)
+            for target in said.target or registry.names():
+                print(f"\n== {name}, {target}", flush=True)
+                found = one(bundle, name, target, folder / "targets" / name / target)
+                results["models"].setdefault(name, {})[target] = found
+                print_row(found)
+                results["machine"] = asdict(probe())
+                RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def print_row(found: dict[str, Any]) -> None:
+    if found["refused"]:
+        print("   ", found["refused"])
+    for each in found["kernels"]:
+        if each["error"]:
+            print(f"    {each['kernels']:<24} {each['error']}")
+            continue
+        same = f"{100 * each['agreement']:.1f} %" if each["agreement"] is not None else f"cosine {each['cosine']:.4f}"
+        exact = f", {100 * each['identical']:.2f} % identical" if each["identical"] is not None else ""
+        ms = f", {each['latency_ms']['p50']:.3f} ms ({each['speedup']['value']:.2f}x)" if each["latency_ms"] else ""
+        print(f"    {each['kernels']:<24} {same} of {each['samples']}{exact}{ms}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""Make a target's folder: written beside its place, tried there, then moved into it. It is there whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from lowbit.errors import Interrupted, UsageError
+from lowbit.export.base import Artifact, Setting, Target
+from lowbit.export.neutral import Neutral
+
+MARK = "target.json"
+"""What every folder of ours holds: what was written, and how far it was tried."""
+
+
+def make(
+    target: Target,
+    source: Neutral,
+    out: Path,
+    settings: Mapping[str, Setting],
+    then: Callable[[Artifact, Path], str],
+    *,
+    force: bool = False,
+) -> None:
+    """Writes an artifact into a new folder.
+
+    Args:
+        target: Whose.
+        source: The quantized model.
+        out: The folder; it must not exist, or with `force` be one that this function wrote.
+        settings: A value for each of the target's wishes.
+        then: Tries the artifact where it was made (in the folder that is its second argument) and says what `target.json` holds.
+        force: Replace an earlier one.
+
+    Raises:
+        UsageError: the folder exists, or cannot be written; a setting that does not fit.
+        ModelError: the model has what the target lacks.
+        Interrupted: the disk is full; nothing was changed.
+    """
+    check_place(out, force=force)
+    with _made_beside(out) as folder:
+        inner = folder / "target"
+        inner.mkdir()
+        text = then(target.write(source, inner, settings), inner)
+        (inner / MARK).write_text(text, encoding="utf-8")
+        old = folder / "old"
+        if out.exists():
+            out.rename(old)
+        try:
+            inner.rename(out)
+        except BaseException:
+            if old.exists():
+                old.rename(out)
+            raise
+
+
+def check_place(out: Path, *, force: bool) -> None:
+    """Whether a folder may be written; cheap, so call it before the work.
+
+    Raises:
+        UsageError: it exists and may not be replaced.
+    """
+    if not out.exists() and not out.is_symlink():
+        return
+    if out.is_dir() and not out.is_symlink() and not any(out.iterdir()):
+        return
+    if not (out / MARK).is_file():
+        raise UsageError(f"{out} exists and holds something else.", "Name another --out folder.")
+    if not force:
+        raise UsageError(f"{out} was exported before.", "Replace it with --force, or name another --out folder.")
+
+
+@contextmanager
+def _made_beside(out: Path) -> Iterator[Path]:
+    made: Path | None = None
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+        yield made
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise Interrupted("The disk is full: nothing was exported.", "Free some space and run the same command.") from error
+        raise UsageError(f"{out} cannot be written: {error.strerror or error}.", "Choose another --out folder.") from error
+    finally:
+        if made is not None:
+            shutil.rmtree(made, ignore_errors=True)

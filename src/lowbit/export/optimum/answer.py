@@ -1,0 +1,50 @@
+"""Runs in Optimum's own environment, not in lowbit's: `python answer.py FOLDER CLASS`. See lowbit.export.worker for what it speaks."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def main() -> None:
+    """Loads the folder as its users do, then answers until its input ends."""
+    import importlib
+
+    import torch
+    from onnxruntime import SessionOptions
+
+    options = SessionOptions()
+    options.intra_op_num_threads = 1
+    torch.set_num_threads(1)
+    model = getattr(importlib.import_module("optimum.onnxruntime"), sys.argv[2]).from_pretrained(sys.argv[1], session_options=options)
+    print("ready", flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            answer: dict[str, Any] = {"outputs": answered(model, request)}
+        except Exception as error:  # whatever it is, the one who asked is told
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(answer), flush=True)
+
+
+def answered(model: Any, request: dict[str, Any]) -> dict[str, Any]:
+    """Runs the model on one request and writes what it gives."""
+    import torch
+
+    arrays = {name: np.fromfile(entry["file"], entry["dtype"]).reshape(entry["shape"]) for name, entry in request["feeds"].items()}
+    outputs = model(**{name: torch.from_numpy(array) for name, array in arrays.items()})
+    found = {}
+    for index, (name, value) in enumerate(outputs.items()):
+        array = np.ascontiguousarray(value.detach().numpy() if isinstance(value, torch.Tensor) else value)
+        path = Path(request["out"]) / f"out{index}"
+        array.tofile(path)
+        found[name] = {"file": str(path), "dtype": array.dtype.name, "shape": list(array.shape)}
+    return found
+
+
+if __name__ == "__main__":
+    main()

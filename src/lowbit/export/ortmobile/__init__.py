@@ -1,0 +1,1 @@
+"""onnxruntime on phones."""

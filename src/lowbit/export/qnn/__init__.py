@@ -1,0 +1,1 @@
+"""Qualcomm QNN: the Hexagon processor (HTP) of Snapdragon chips, through onnxruntime."""

@@ -1,0 +1,1 @@
+"""NVIDIA TensorRT: explicit quantization on symmetric grids."""

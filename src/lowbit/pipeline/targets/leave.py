@@ -1,0 +1,161 @@
+"""`lowbit export BUNDLE --to TARGET` from top to bottom: neutral, written, checked, asked, timed, moved into place."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from lowbit.bundle.bundle import Bundle
+from lowbit.bundle.schema import FindingEntry, KernelsEntry, TargetEntry
+from lowbit.data.dataset import Dataset
+from lowbit.errors import LowbitError, ModelError, UsageError
+from lowbit.export import registry
+from lowbit.export.base import Artifact, Setting, Target
+from lowbit.export.make import check_place, make
+from lowbit.export.neutral import Neutral, read_neutral
+from lowbit.export.settings import settings_of
+from lowbit.pipeline.reporting import Reporter
+from lowbit.pipeline.request import Data
+from lowbit.pipeline.targets.prove import prove, yardstick
+from lowbit.pipeline.targets.samples import MOST, questions
+from lowbit.pipeline.targets.timing import timed
+
+FOLDER = "targets"
+"""Of a bundle, for what `optimize(targets=...)` writes."""
+
+
+def leave(
+    bundle: Bundle,
+    target: str,
+    out: Path,
+    *,
+    data: Data | Dataset | None = None,
+    candidate: str | None = None,
+    settings: Iterable[str] = (),
+    samples: int | None = None,
+    force: bool = False,
+    time: bool = True,
+    reporter: Reporter | None = None,
+) -> TargetEntry:
+    """Writes a bundle's model for a target, and tries it as far as this machine can.
+
+    Args:
+        bundle: Checked.
+        target: Its name; see `lowbit targets`.
+        out: Folder to write.
+        data: Samples to judge it by; random draws from what calibration saw where not given, and no verdict then.
+        candidate: Whose table; what ships where it has one, else the best static INT8 candidate.
+        settings: "name=value", each.
+        samples: How many are asked; by default as many as the way of running it can bear.
+        force: Replace an earlier export there.
+        time: Also measure its latency, where this machine can.
+        reporter: Who is told about progress.
+
+    Raises:
+        UsageError: an unknown target or setting, something missing, a folder that cannot be written, a bundle without a table.
+        ModelError: the model has what the target lacks.
+        DataError: the data do not fit the model.
+    """
+    reporter = reporter or Reporter()
+    found = registry.get(target)
+    wishes = settings_of(found, settings)
+    check_place(out, force=force)
+    reporter.stage(f"Reading the table of {candidate or bundle.folder.name}")
+    source = read_neutral(bundle, candidate)
+    entries: list[TargetEntry] = []
+
+    def tried(artifact: Artifact, folder: Path) -> str:
+        told = _tried(bundle, source, found, artifact, data, samples, reporter, time=time)
+        entries.append(told.model_copy(update={"artifact": artifact.main.relative_to(folder).as_posix()}))
+        return json.dumps({"schema": 1, **entries[-1].model_dump(mode="json")}, indent=1) + "\n"
+
+    reporter.stage(f"Writing for {found.title}")
+    make(found, source, out, wishes, tried, force=force)
+    return entries[0]
+
+
+def leave_all(
+    bundle: Bundle, targets: Sequence[str], data: Data | Dataset, *, time: bool = True, reporter: Reporter | None = None
+) -> tuple[TargetEntry, ...]:
+    """Writes a bundle for several targets into its folder `targets/`; what a target lacks is told in its entry, and the others go on."""
+    found = []
+    for name in targets:
+        try:
+            found.append(leave(bundle, name, bundle.folder / FOLDER / name, data=data, force=True, time=time, reporter=reporter))
+        except (ModelError, UsageError) as error:
+            found.append(refused(registry.find(name), error))
+    return tuple(found)
+
+
+def refused(target: Target, error: LowbitError) -> TargetEntry:
+    """The entry of a target that a model could not be written for."""
+    able = target.abilities()
+    return TargetEntry(
+        target=target.name,
+        title=target.title,
+        version=target.version(),
+        level=able.level,
+        words=able.words,
+        candidate="",
+        artifact=None,
+        size_bytes=None,
+        refused=str(error),
+    )
+
+
+def _tried(
+    bundle: Bundle,
+    source: Neutral,
+    target: Target,
+    artifact: Artifact,
+    data: Data | Dataset | None,
+    samples: int | None,
+    reporter: Reporter,
+    *,
+    time: bool,
+) -> TargetEntry:
+    able = target.abilities()
+    kernel_sets = target.kernel_sets(artifact)
+    kernels: list[KernelsEntry] = []
+    if kernel_sets:
+        asked = questions(bundle, source, data, samples or MOST[able.level])
+        by = yardstick(bundle, source, artifact, asked)
+        kernels = [prove(bundle, source, target, artifact, name, asked, by, reporter) for name in kernel_sets]
+        if time:
+            kernels = timed(bundle, target, artifact, kernels, by.feeds[0], reporter)
+    return entry(target, source, artifact, kernels)
+
+
+def entry(target: Target, source: Neutral, artifact: Artifact, kernels: Sequence[KernelsEntry]) -> TargetEntry:
+    """All that is known of an artifact."""
+    able = target.abilities()
+    facts: dict[str, Setting] = dict(artifact.facts)
+    return TargetEntry(
+        target=target.name,
+        title=target.title,
+        version=target.version(),
+        level=able.level,
+        words=able.words,
+        candidate=source.candidate,
+        artifact=artifact.main.name,
+        size_bytes=artifact.size_bytes,
+        facts=facts,
+        findings=tuple(FindingEntry(rule=each.rule, severity=each.severity, text=each.text) for each in target.check(artifact)),
+        kernels=tuple(kernels),
+        notes=artifact.notes,
+    )
+
+
+def with_targets(bundle: Bundle, entries: Sequence[TargetEntry]) -> Bundle:
+    """The bundle with its targets in manifest and report."""
+    from lowbit.bundle.manifest import write_atomic, write_manifest
+    from lowbit.bundle.report import render_report
+    from lowbit.bundle.report_layers import find_layers
+
+    manifest = bundle.manifest.model_copy(update={"targets": tuple(entries)})
+    layers = find_layers(bundle.folder, manifest)
+    write_atomic(bundle.folder / "report.html", render_report(manifest, title=Path(manifest.source.path).stem, layers=layers))
+    write_manifest(manifest, bundle.folder)
+    return replace(bundle, manifest=manifest)

@@ -1,0 +1,91 @@
+"""How a target's answers are compared: the same classes, the cosine, the levels; and what it is asked."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from lowbit.errors import DataError
+from lowbit.export.program.program import Kind, Operation, Port, Program, Tensor
+from lowbit.pipeline.targets.prove import agreement, cosine, identical, with_ties
+from lowbit.pipeline.targets.samples import draws
+from lowbit.quant.affine import Affine, dequantize
+from lowbit.quant.observers import Observer, TensorStats
+from lowbit.types import TensorInfo
+
+IMAGE = TensorInfo("x", ("N", 3, 4, 4), "float32")
+
+
+def test_agreement_is_the_share_of_the_same_largest_outputs() -> None:
+    ours = np.eye(4)[[0, 1, 2, 3, 0, 1, 2, 3]]
+    theirs = ours.copy()
+    theirs[0] = theirs[1]
+    share, low, high = agreement(theirs, ours)
+    assert share == 7 / 8
+    assert low == pytest.approx(0.5291, abs=1e-4)  # Wilson's interval of 7 of 8
+    assert high == pytest.approx(0.9776, abs=1e-4)
+
+
+def test_equal_highest_outputs_count_as_the_same_only_where_that_is_said() -> None:
+    ours, theirs = np.array([[0.0, 0.9, 1.0], [1.0, 0.0, 0.0]]), np.array([[0.0, 1.0, 1.0], [0.0, 1.0, 1.0]])
+    assert agreement(theirs, ours)[0] == 0.0
+    assert with_ties(theirs, ours) == 0.5
+    assert math.isnan(with_ties(np.zeros((5, 1)), np.zeros((5, 1))))
+
+
+def test_one_number_a_sample_has_no_class() -> None:
+    assert all(math.isnan(value) for value in agreement(np.zeros((5, 1)), np.zeros((5, 1))))
+    assert all(math.isnan(value) for value in agreement(np.zeros((5, 3)), np.zeros((5, 4))))
+
+
+def test_cosine_is_a_mean_over_samples() -> None:
+    ours = np.array([[1.0, 0.0], [0.0, 2.0], [0.0, 0.0]])
+    assert cosine(ours, ours) == 1.0
+    assert cosine(np.array([[3.0, 0.0], [2.0, 0.0], [0.0, 0.0]]), ours) == pytest.approx(2 / 3)
+    assert cosine(-ours, ours) == pytest.approx(-1 / 3)
+
+
+def test_levels_are_counted_on_the_outputs_own_grid() -> None:
+    grid = Affine(np.float32(0.5), np.int32(-3), "int8", symmetric=False)
+    tensors = {"q": Tensor("q", (1, 4), "int8", grid), "real": Tensor("real", (1, 4), "float32")}
+    program = Program("p", tensors, (Operation(Kind.DEQUANTIZE, ("q",), ("real",)),), (), (Port("y", (1, 4), "real"),))
+    levels = np.array([[-128, -3, 0, 127]], np.int8)
+    answers = dequantize(levels, grid)
+    assert identical(program, [{"y": levels}], [{"y": answers}]) == (1.0, 0)
+    assert identical(program, [{"y": levels}], [{"y": answers + np.float32([0, 1.5, 0, 0])}]) == (0.75, 3)
+
+
+def test_draws_are_distributed_as_calibration_saw_it() -> None:
+    seen = np.random.default_rng(0).normal(2.0, 0.5, 20_000).astype(np.float32)
+    stats = Observer().update(seen).finalize()
+    found = draws(stats, IMAGE, 300)
+    assert found.shape == (300, 3, 4, 4)
+    assert found.dtype == np.float32
+    assert found.mean() == pytest.approx(2.0, abs=0.02)
+    assert found.std() == pytest.approx(0.5, abs=0.02)
+    assert found.min() >= stats.low
+    assert found.max() <= stats.high
+    assert np.array_equal(found, draws(stats, IMAGE, 300))
+
+
+def test_without_a_histogram_draws_are_uniform_between_the_extremes() -> None:
+    found = draws(TensorStats(-1.0, 3.0), IMAGE, 200)
+    assert found.mean() == pytest.approx(1.0, abs=0.05)
+    assert found.min() < -0.95
+    assert found.max() > 2.95
+
+
+@pytest.mark.parametrize(
+    ("stats", "info"),
+    [
+        (None, IMAGE),
+        (TensorStats(0.0, 1.0), TensorInfo("ids", ("N", 8), "int64")),
+        (TensorStats(0.0, 1.0), TensorInfo("x", ("N", "t"), "float32")),
+    ],
+)
+def test_what_cannot_be_made_up_is_asked_for(stats: TensorStats | None, info: TensorInfo) -> None:
+    with pytest.raises(DataError, match=info.name) as caught:
+        draws(stats, info, 4)
+    assert "--data" in str(caught.value.hint)
