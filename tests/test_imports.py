@@ -51,6 +51,10 @@ FREE = ("__init__", "quiet")
 
 HEAVY = (
     "torch",
+    "coremltools",
+    "ai_edge_litert",
+    "tflite_micro",
+    "flatbuffers",
     "openvino",
     "nncf",
     "onnx",

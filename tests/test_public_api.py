@@ -28,7 +28,7 @@ def test_what_is_not_there_says_so() -> None:
 
 def test_signatures() -> None:
     torch_only = ["example_inputs", "example_shapes", "weights", "allow_pickle"]
-    assert list(inspect.signature(lowbit.optimize).parameters) == ["model", "data", "out", "reporter", "command", *torch_only, "options"]
+    assert list(inspect.signature(lowbit.optimize).parameters) == ["model", "data", "out", "reporter", "command", *torch_only, "targets", "options"]
     assert [field.name for field in fields(lowbit.Result)] == ["decision", "bundle"]
     assert {"load", "session", "decision", "manifest", "folder"} <= set(dir(lowbit.Bundle)) | {f.name for f in fields(lowbit.Bundle)}
 
@@ -44,7 +44,7 @@ def test_command_line_and_python_have_the_same_options() -> None:
     command = cli.get_command(click.Context(cli), "optimize")
     assert command is not None
     given = {parameter.name for parameter in command.params} - {"model", "data", "out", "form", *OWN}
-    in_python = {field.name for field in fields(Options)} | {"weights", "allow_pickle", "example_shapes"}
+    in_python = {field.name for field in fields(Options)} | {"weights", "allow_pickle", "example_shapes", "targets"}
     seconds_and_milliseconds = {"max_latency": "max_latency_ms", "time_limit": "time_limit_s", "qat_time": "qat_minutes"}
     assert {seconds_and_milliseconds.get(name, name) for name in given} == in_python
 
