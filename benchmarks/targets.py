@@ -32,6 +32,8 @@ from lowbit.runtimes.hardware import probe
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 RESULTS = Path(__file__).parent / "results" / "targets.json"
+ORDER = sorted(registry.names(), key=("cortex-m", "qnn").count)
+"""The slow ones last."""
 INT8 = ["--runtime", "onnxruntime", "--recipe", "int8-static-mse", "--no-nncf", "--qat", "never"]
 
 MODELS: dict[str, list[Any]] = {
@@ -55,6 +57,13 @@ SETTINGS: dict[tuple[str, str], tuple[str, ...]] = {("squeezenet", "cortex-m"): 
 """What a model needs of a target to be written at all."""
 
 
+SAMPLES: dict[tuple[str, str], int] = {
+    **dict.fromkeys((("mcunet", "cortex-m"), ("squeezenet", "cortex-m")), 10),
+    **dict.fromkeys((("mcunet", "qnn"), ("squeezenet", "qnn"), ("mcunet", "coreml"), ("squeezenet", "coreml")), 100),
+}
+"""Fewer than usual where an emulator takes seconds a sample."""
+
+
 def bundle_of(name: str, folder: Path) -> Bundle:
     """The model's bundle, made once."""
     out = folder / name
@@ -73,11 +82,11 @@ def data_of(name: str) -> Any:
     return MODELS[name][2]
 
 
-def one(bundle: Bundle, name: str, target: str, out: Path) -> dict[str, Any]:
+def one(bundle: Bundle, name: str, target: str, out: Path, *, time: bool) -> dict[str, Any]:
     """One cell of the matrix."""
     try:
-        settings = SETTINGS.get((name, target), ())
-        found = leave(bundle, target, out, data=data_of(name), settings=settings, force=True, reporter=Lines())
+        settings, samples = SETTINGS.get((name, target), ()), SAMPLES.get((name, target))
+        found = leave(bundle, target, out, data=data_of(name), settings=settings, samples=samples, force=True, time=time, reporter=Lines())
     except LowbitError as error:
         found = refused(registry.find(target), error)
     return found.model_dump(mode="json")
@@ -88,15 +97,16 @@ def main() -> None:
     parser.add_argument("--model", choices=MODELS, action="append")
     parser.add_argument("--target", choices=registry.names(), action="append")
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("--no-time", action="store_true", help="Leave latency out, on a machine that does other things, too.")
     said = parser.parse_args()
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"models": {}}
     with tempfile.TemporaryDirectory(prefix="lowbit-targets-") as scratch:
         folder = said.folder or Path(scratch)
-        for name in said.model or MODELS:
-            bundle = bundle_of(name, folder)
-            for target in said.target or registry.names():
+        bundles = {name: bundle_of(name, folder) for name in said.model or MODELS}
+        for target in said.target or ORDER:
+            for name, bundle in bundles.items():
                 print(f"\n== {name}, {target}", flush=True)
-                found = one(bundle, name, target, folder / "targets" / name / target)
+                found = one(bundle, name, target, folder / "targets" / name / target, time=not said.no_time)
                 results["models"].setdefault(name, {})[target] = found
                 print_row(found)
                 results["machine"] = asdict(probe())

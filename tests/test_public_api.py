@@ -28,7 +28,8 @@ def test_what_is_not_there_says_so() -> None:
 
 def test_signatures() -> None:
     torch_only = ["example_inputs", "example_shapes", "weights", "allow_pickle"]
-    assert list(inspect.signature(lowbit.optimize).parameters) == ["model", "data", "out", "reporter", "command", *torch_only, "targets", "options"]
+    names = ["model", "data", "out", "reporter", "command", *torch_only, "targets", "options"]
+    assert list(inspect.signature(lowbit.optimize).parameters) == names
     assert [field.name for field in fields(lowbit.Result)] == ["decision", "bundle"]
     assert {"load", "session", "decision", "manifest", "folder"} <= set(dir(lowbit.Bundle)) | {f.name for f in fields(lowbit.Bundle)}
 

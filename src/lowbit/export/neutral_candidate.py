@@ -73,13 +73,13 @@ def find_source(bundle: Bundle, candidate: str | None) -> Source:
 
 
 def ranked(bundle: Bundle) -> list[CandidateEntry]:
-    """Candidates with a table, the one to take first: what ships, then by verdict, then by what it costs in the metric."""
+    """Candidates with a table, the one to take first: what ships, then by verdict, then by its cost in the metric; dropped ones last."""
     chosen = bundle.manifest.decision.chosen
 
-    def order(entry: CandidateEntry) -> tuple[int, int, int, float, str]:
+    def order(entry: CandidateEntry) -> tuple[bool, bool, int, int, float, str]:
         delta = entry.delta.value if entry.delta is not None and not math.isnan(entry.delta.value) else math.inf
         foreign = int(_recipe(bundle, entry).method not in STATIC)
-        return int(entry.id != chosen), foreign, _SHIPPABLE.get(entry.verdict or "", 2), delta, entry.id
+        return entry.id != chosen, entry.status == "dropped", foreign, _SHIPPABLE.get(entry.verdict or "", 2), delta, entry.id
 
     return sorted((entry for entry in bundle.manifest.candidates if _why_not(bundle, entry) is None), key=order)
 
@@ -103,8 +103,8 @@ def _check_has_table(bundle: Bundle, entry: CandidateEntry, usable: list[Candida
 
 def _why_not(bundle: Bundle, entry: CandidateEntry) -> str | None:
     """Why a candidate has no table that can be read; None where it has one."""
-    if entry.status != "done":
-        return f"it is {entry.status}, not done"
+    if entry.status == "failed":  # one that was dropped, too slow for this machine say, may be what another target wants
+        return "it failed"
     recipe = _recipe(bundle, entry)
     if recipe.method not in (*STATIC, *_OTHERS) or recipe.activations is None or recipe.activations.dtype not in _BITS:
         return f"it was made by '{recipe.name}', and only static INT8 has a table of grids"
