@@ -91,8 +91,10 @@ def to_target(bundle: Path, target: str, out: Path | None, form: str, **options:
     from lowbit.bundle.bundle import Bundle
     from lowbit.cli.live import reporter_for
     from lowbit.cli.show_targets import show_target
+    from lowbit.export import registry
     from lowbit.pipeline.targets.leave import leave
 
+    registry.get(target)  # before the bundle is read
     logging.getLogger("lowbit.export").addHandler(Plans())
     logging.getLogger("lowbit.export").setLevel(logging.INFO)
     folder = out or bundle.resolve().with_name(f"{bundle.resolve().name}-{target}")
