@@ -58,10 +58,11 @@ SETTINGS: dict[tuple[str, str], tuple[str, ...]] = {("squeezenet", "cortex-m"): 
 
 
 SAMPLES: dict[tuple[str, str], int] = {
-    **dict.fromkeys((("mcunet", "cortex-m"), ("squeezenet", "cortex-m")), 10),
-    **dict.fromkeys((("mcunet", "qnn"), ("squeezenet", "qnn"), ("mcunet", "coreml"), ("squeezenet", "coreml")), 100),
+    (model, target): samples
+    for model in ("mcunet", "squeezenet")
+    for target, samples in (("cortex-m", 10), ("qnn", 100), ("coreml", 100), ("litert", 200), ("edgetpu", 100), ("ort-web", 100))
 }
-"""Fewer than usual where an emulator takes seconds a sample."""
+"""Fewer than usual where an emulator or a reference kernel takes long."""
 
 
 def bundle_of(name: str, folder: Path) -> Bundle:

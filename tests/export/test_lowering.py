@@ -292,6 +292,18 @@ def test_forms_that_are_lacking_say_which(nodes: list[object], shape: tuple[int,
     assert "'y_node'" in message
 
 
+@pytest.mark.parametrize("op", ["LeakyRelu", "ConvTranspose"])
+@pytest.mark.parametrize(("low", "high", "fits"), [(0.5, 3.0, False), (0.0, 6.0, True), (-1.0, 1.0, True)])
+def test_a_clip_is_kept_or_refused_and_never_lost(op: str, low: float, high: float, *, fits: bool) -> None:
+    constants = {"lo": np.float32(low), "hi": np.float32(high), "w": np.random.default_rng(2).normal(0, 1, (3, 4, 2, 2)).astype(np.float32)}
+    nodes = [node(op, ["x", "w"] if op == "ConvTranspose" else ["x"], "a"), node("Clip", ["a", "lo", "hi"], "y")]
+    used = constants if op == "ConvTranspose" else {name: constants[name] for name in ("lo", "hi")}
+    if fits:
+        assert compare(nodes, (3, 6, 6), used).steps().max() <= 16  # what rounded weights cost; a lost bound costs hundreds
+    else:
+        assert "its results are cut" in refused(list(nodes), (3, 6, 6), used)
+
+
 def test_open_axes_and_indices_are_refused() -> None:
     model = graph([node("Relu", ["x"], "y")], (3, 6), ["y"])
     model.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "width"

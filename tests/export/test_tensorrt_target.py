@@ -205,7 +205,7 @@ def test_without_a_gpu_it_says_that_nothing_was_built(source: Neutral, tmp_path:
     able = TensorRt().abilities()
     assert (able.level, able.words) == ("checked", "rules hold; not built")
     artifact = write(source, tmp_path)
-    assert any("not built" in note for note in artifact.notes)
+    assert any("Not built" in note for note in artifact.notes)
     assert TensorRt().kernel_sets(artifact) == (NUMERICS,)
     with pytest.raises(RunError, match="no kernels 'tensorrt'"):
         TensorRt().open(artifact, "tensorrt")

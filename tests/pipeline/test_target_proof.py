@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from lowbit.bundle.schema import CalibrationEntry, DataEntry, ValidationEntry
+from lowbit.data import split
+from lowbit.data.open import open_data
 from lowbit.errors import DataError
+from lowbit.export.base import Abilities, Finding
 from lowbit.export.program.program import Kind, Operation, Port, Program, Tensor
+from lowbit.pipeline.targets.leave import words_of
 from lowbit.pipeline.targets.prove import agreement, cosine, identical, with_ties
-from lowbit.pipeline.targets.samples import draws
+from lowbit.pipeline.targets.samples import draws, whole_calls, without_calibration
 from lowbit.quant.affine import Affine, dequantize
 from lowbit.quant.observers import Observer, TensorStats
-from lowbit.types import TensorInfo
+from lowbit.types import Dim, TensorInfo
 
 IMAGE = TensorInfo("x", ("N", 3, 4, 4), "float32")
 
@@ -89,3 +95,37 @@ def test_what_cannot_be_made_up_is_asked_for(stats: TensorStats | None, info: Te
     with pytest.raises(DataError, match=info.name) as caught:
         draws(stats, info, 4)
     assert "--data" in str(caught.value.hint)
+
+
+def test_maps_and_sequences_have_no_row_of_classes() -> None:
+    maps = np.random.default_rng(0).normal(size=(3, 4, 5, 6))
+    assert all(math.isnan(value) for value in (*agreement(maps, maps), with_ties(maps, maps)))
+
+
+@pytest.mark.parametrize(("n", "batch", "whole"), [(500, None, 500), (500, "N", 500), (500, 1, 500), (500, 8, 496), (3, 8, 8)])
+def test_calls_of_a_fixed_batch_are_full(n: int, batch: Dim, whole: int) -> None:
+    assert whole_calls(n, batch) == whole
+
+
+@pytest.mark.parametrize("limit", [None, 300])
+def test_what_calibrated_is_not_asked_again(limit: int | None, tmp_path: Path) -> None:
+    values = np.random.default_rng(1).normal(size=(500, 3, 4, 4)).astype(np.float32)
+    np.savez(tmp_path / "data.npz", x=values, label=np.arange(500) // 250)
+    searched = open_data(tmp_path / "data.npz", [IMAGE], limit=limit)
+    parts = split(searched, None, None)
+    validation = ValidationEntry(
+        sha256="0" * 64, n=len(parts.validation), n_search=len(parts.search), n_confirm=len(parts.confirm), skipped=0
+    )
+    calibration = CalibrationEntry(sha256=parts.calibration.fingerprint, n=len(parts.calibration), how_selected="")
+    known = DataEntry(source="data.npz", calibration=calibration, validation=validation)
+    left = without_calibration(known, open_data(tmp_path / "data.npz", [IMAGE]))
+    assert len(left) == 500 - len(parts.calibration)
+    assert not np.isin(left.hashes, parts.calibration.hashes).any()
+    assert len(without_calibration(known, searched.subset(np.arange(100)))) == 100
+
+
+def test_words_follow_from_what_was_found() -> None:
+    able = Abilities(True, "checked", (), "meets documented conditions; not compiled")
+    note, warning = Finding("r", "note", "n"), Finding("r", "warning", "w")
+    assert words_of(able, (note,), ()) == able.words
+    assert words_of(able, (note, warning), ()).startswith("does not meet all documented conditions")

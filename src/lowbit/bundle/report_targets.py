@@ -39,14 +39,17 @@ def targets_section(manifest: Manifest) -> str:
 
 def _rows(entry: TargetEntry) -> str:
     """One row a kernel set; a target that could not be tried, or not be written, has one of its own."""
-    name = f'<th scope="row">{escape(entry.title)}<small>{{}}</small></th>'
+
+    def name(more: str) -> str:
+        return f'<th scope="row">{escape(entry.title)}<small>{more}</small></th>'
+
     if entry.refused is not None:
         cell = f'<td colspan="{len(_HEADS) - 1}" class="told">Not written: {escape(entry.refused)}</td>'
-        return f"<tr>{name.format('')}{cell}</tr>"
+        return f"<tr>{name('')}{cell}</tr>"
     if not entry.kernels:
         cells = [LEVELS[entry.level], words.NONE, words.NONE, words.NONE, "", words.size(entry.size_bytes), arena(entry), words.NONE]
-        return f"<tr>{name.format('')}{_cells(cells)}</tr>"
-    return "".join(f"<tr>{name.format(breakable(each.kernels))}{_kernel_cells(entry, each)}</tr>" for each in entry.kernels)
+        return f"<tr>{name('')}{_cells(cells)}</tr>"
+    return "".join(f"<tr>{name(breakable(each.kernels))}{_kernel_cells(entry, each)}</tr>" for each in entry.kernels)
 
 
 def _kernel_cells(entry: TargetEntry, each: KernelsEntry) -> str:

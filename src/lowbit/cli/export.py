@@ -29,7 +29,12 @@ FOR_TARGETS = ("data", "samples", "settings", "time")
 @click.option("--out", type=FOLDER, metavar="FOLDER", help="Where to write.  [default: BUNDLE-TARGET; servers have none]")
 @click.option("--candidate", metavar="ID", help="To export.  [default: what ships; for targets the best that has a table]")
 @click.option("--data", metavar="PATH", help="Targets: samples to judge it by; random draws, and no verdict, where not given.")
-@click.option("--samples", type=click.IntRange(1), metavar="N", help="Targets: how many are asked.  [default: 500; emulated 200]")
+@click.option(
+    "--samples",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Targets: how many are asked.  [default: 500; emulated 200; without data 256 at most]",
+)
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Targets: a setting; see `lowbit targets NAME`. Repeatable.")
 @click.option("--time/--no-time", default=True, show_default=True, help="Targets: measure latency, where this machine can.")
 @click.option("--name", metavar="NAME", help="Servers: of the model.  [default: the bundle's folder's]")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -34,13 +35,28 @@ def command(name: str | None, form: str) -> None:
     """
     from lowbit.export import registry
 
-    found = [registry.find(name)] if name else [registry.find(each) for each in registry.names()]
+    found = [registry.find(name)] if name else list(usable(registry.names()))
     if form == "json":
         click.echo(json.dumps([described(target) for target in found], indent=1))
     elif name:
         show_one(found[0])
     else:
         show_all(found)
+
+
+def usable(names: Iterable[str]) -> Iterator[Target]:
+    """Targets that load and can say what they are able to; the others are told of on stderr."""
+    from lowbit.errors import UsageError
+    from lowbit.export import registry
+
+    for name in names:
+        try:
+            target = registry.find(name)
+            target.abilities()
+        except UsageError as error:
+            click.secho(f"{name}: {error}", fg="yellow", err=True)
+        else:
+            yield target
 
 
 def described(target: Target) -> dict[str, Any]:
@@ -61,6 +77,7 @@ def described(target: Target) -> dict[str, Any]:
 
 
 def show_all(targets: list[Target]) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     from lowbit.cli.show import results_console
@@ -71,11 +88,13 @@ def show_all(targets: list[Target]) -> None:
     for target in targets:
         able = target.abilities()
         writes = "[green]yes[/]" if able.write else "[red]no[/]"
-        table.add_row(target.name, target.title, writes, LEVELS[able.level] if able.write else "", "\n".join(able.missing))
+        more = escape("\n".join(able.missing))
+        table.add_row(escape(target.name), escape(target.title), writes, LEVELS[able.level] if able.write else "", more)
     results_console().print(table)
 
 
 def show_one(target: Target) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     from lowbit.cli.show import results_console
@@ -91,5 +110,5 @@ def show_one(target: Target) -> None:
             table.add_column(head, overflow="fold")
         for wish in target.wishes:
             allowed = f" ({', '.join(str(each) for each in wish.allowed)})" if wish.allowed else ""
-            table.add_row(wish.name, str(wish.default), wish.words + allowed)
+            table.add_row(escape(wish.name), escape(str(wish.default)), escape(wish.words + allowed))
         console.print(table)

@@ -66,6 +66,8 @@ def check_place(out: Path, *, force: bool) -> None:
     """
     if not out.exists() and not out.is_symlink():
         return
+    if out.resolve() == Path.cwd():
+        raise UsageError(f"{out} is the folder you are in, which cannot be replaced.", "Name a folder in it: --out NAME.")
     if out.is_dir() and not out.is_symlink() and not any(out.iterdir()):
         return
     if not (out / MARK).is_file():

@@ -97,7 +97,11 @@ class CortexM:
             missing = ", ".join(qemu.missing_programs())
             found.append(Finding("compiled", "warning", f"Not compiled: {missing} missing; flash is an estimate."))
             return found
-        size = self.measure(artifact)
+        try:
+            size = self.measure(artifact)
+        except RunError as error:  # larger than the board that is emulated, say, and right for the user's own chip
+            text = f"Not linked for {state.budget.board.name}; flash and SRAM are the plan's: {error.message[-300:]}"
+            return [*found, Finding("compiled", "warning", text)]
         for name, taken, there in (("flash", size.flash, state.budget.flash_kb), ("SRAM", size.sram, state.budget.sram_kb)):
             fits = taken <= there * 1024
             text = f"{taken:,} bytes of {there:,} KB, as compiled for {state.budget.board.name}."

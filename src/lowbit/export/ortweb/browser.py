@@ -99,7 +99,7 @@ class Browser:
             body = self._desk.answers.get(timeout=SECONDS)
         except queue.Empty:
             raise RunError(f"The browser has not answered within {SECONDS:g} s.") from None
-        if body.startswith(b"{"):
+        if body.startswith(b'{"error"'):
             raise RunError(f"onnxruntime-web failed: {json.loads(body)['error']}")
         return body
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from lowbit.export.program.lower_fuse import bounds_of
 from lowbit.export.program.lower_grids import ends, operator_grid
-from lowbit.export.program.lower_products import activation
+from lowbit.export.program.lower_products import activation, grid_ends_where_it_is_cut
 from lowbit.export.program.lower_reshape import reshape_laid
 from lowbit.export.program.lower_steps import Step
 from lowbit.export.program.lower_words import lacking
@@ -65,6 +65,7 @@ def constant_operand(writer: Writer, name: str, values: Array) -> str:
 
 def one(writer: Writer, step: Step) -> None:
     """An activation with a kernel of its own."""
+    grid_ends_where_it_is_cut(writer, step)
     laid = writer.laid[step.inputs[0]]
     x = writer.lying(laid, laid.axes, step.nodes)
     options: dict[str, Option] = {"alpha": float(step.get("alpha", 0.01))} if step.op == "LeakyRelu" else {}

@@ -149,6 +149,7 @@ def _dense_integers(writer: Writer, step: Step, weight: Array, axis: int, factor
 
 def transposed_convolution(writer: Writer, step: Step) -> None:
     """ConvTranspose: TRANSPOSE_CONV without padding, and what the padding takes off cut away behind it."""
+    grid_ends_where_it_is_cut(writer, step)
     weight = _constant_weight(writer, step)
     dilations = tuple(step.get("dilations", (1,) * (weight.ndim - 2)))
     if weight.ndim != 4 or int(step.get("group", 1)) != 1 or any(each != 1 for each in dilations):
@@ -274,6 +275,16 @@ def _constant_weight(writer: Writer, step: Step) -> Array:
     if values is None or step.inputs[0] in writer.net.constants:
         raise lacking(writer.net, step, "both its operands are computed, as in attention; only weights that are constants are known")
     return values.astype(np.float32)
+
+
+def grid_ends_where_it_is_cut(writer: Writer, step: Step) -> None:
+    """For kernels that cut nothing themselves.
+
+    Raises:
+        ModelError: a Clip was taken in whose bounds the grid does not have.
+    """
+    if activation(writer, step)["activation"] != "NONE":
+        raise lacking(writer.net, step, "its results are cut where its grid does not end")
 
 
 def activation(writer: Writer, step: Step) -> dict[str, Option]:

@@ -72,7 +72,7 @@ class TensorRt:
         files = (path, write_command(folder, path.name, source.inputs, most), *write_beside(source, folder))
         notes = (
             "./build.sh builds the engine; do it on the GPU that will run it.",
-            *(() if engine.ready() else (f"{NOT_BUILT}: TensorRT itself has not seen this file.",)),
+            *(() if engine.ready() else ("Not built: TensorRT itself has not seen this file.",)),
             *float_words(written.floats),
         )
         facts: dict[str, Setting] = {"calibration": method, "sums": settings["sums"], "max_batch": most}

@@ -10,16 +10,16 @@ from pathlib import Path
 from lowbit.bundle.bundle import Bundle
 from lowbit.bundle.schema import FindingEntry, KernelsEntry, TargetEntry
 from lowbit.data.dataset import Dataset
-from lowbit.errors import LowbitError, ModelError, UsageError
+from lowbit.errors import Interrupted, LowbitError, ModelError
 from lowbit.export import registry
-from lowbit.export.base import Artifact, Setting, Target
+from lowbit.export.base import Abilities, Artifact, Finding, Setting, Target
 from lowbit.export.make import check_place, make
 from lowbit.export.neutral import Neutral, read_neutral
 from lowbit.export.settings import settings_of
 from lowbit.pipeline.reporting import Reporter
 from lowbit.pipeline.request import Data
 from lowbit.pipeline.targets.prove import prove, yardstick
-from lowbit.pipeline.targets.samples import MOST, questions
+from lowbit.pipeline.targets.samples import MOST, judging, labelled, questions
 from lowbit.pipeline.targets.timing import timed
 
 FOLDER = "targets"
@@ -63,11 +63,12 @@ def leave(
     wishes = settings_of(found, settings)
     check_place(out, force=force)
     reporter.stage(f"Reading the table of {candidate or bundle.folder.name}")
-    source = read_neutral(bundle, candidate)
+    judges = judging(bundle, data)
+    source = labelled(read_neutral(bundle, candidate), judges)
     entries: list[TargetEntry] = []
 
     def tried(artifact: Artifact, folder: Path) -> str:
-        told = _tried(bundle, source, found, artifact, data, samples, reporter, time=time)
+        told = _tried(bundle, source, found, artifact, judges, samples, reporter, time=time)
         entries.append(told.model_copy(update={"artifact": artifact.main.relative_to(folder).as_posix()}))
         return json.dumps({"schema": 1, **entries[-1].model_dump(mode="json")}, indent=1) + "\n"
 
@@ -84,8 +85,11 @@ def leave_all(
     for name in targets:
         try:
             found.append(leave(bundle, name, bundle.folder / FOLDER / name, data=data, force=True, time=time, reporter=reporter))
-        except (ModelError, UsageError) as error:
-            found.append(refused(registry.find(name), error))
+        except Interrupted:
+            raise
+        except Exception as error:  # a third party's target may fail in any way; the others go on
+            told = error if isinstance(error, LowbitError) else ModelError(f"{type(error).__name__}: {error}")
+            found.append(refused(registry.find(name), told))
     return tuple(found)
 
 
@@ -110,7 +114,7 @@ def _tried(
     source: Neutral,
     target: Target,
     artifact: Artifact,
-    data: Data | Dataset | None,
+    data: Dataset | None,
     samples: int | None,
     reporter: Reporter,
     *,
@@ -120,7 +124,7 @@ def _tried(
     kernel_sets = target.kernel_sets(artifact)
     kernels: list[KernelsEntry] = []
     if kernel_sets:
-        asked = questions(bundle, source, data, samples or MOST[able.level])
+        asked = questions(source, data, samples or MOST[able.level])
         by = yardstick(bundle, source, artifact, asked)
         kernels = [prove(bundle, source, target, artifact, name, asked, by, reporter) for name in kernel_sets]
         if time:
@@ -130,22 +134,31 @@ def _tried(
 
 def entry(target: Target, source: Neutral, artifact: Artifact, kernels: Sequence[KernelsEntry]) -> TargetEntry:
     """All that is known of an artifact."""
-    able = target.abilities()
+    able, findings = target.abilities(), tuple(target.check(artifact))
     facts: dict[str, Setting] = dict(artifact.facts)
     return TargetEntry(
         target=target.name,
         title=target.title,
         version=target.version(),
         level=able.level,
-        words=able.words,
+        words=words_of(able, findings, kernels),
         candidate=source.candidate,
         artifact=artifact.main.name,
         size_bytes=artifact.size_bytes,
         facts=facts,
-        findings=tuple(FindingEntry(rule=each.rule, severity=each.severity, text=each.text) for each in target.check(artifact)),
+        findings=tuple(FindingEntry(rule=each.rule, severity=each.severity, text=each.text) for each in findings),
         kernels=tuple(kernels),
         notes=artifact.notes,
     )
+
+
+def words_of(able: Abilities, findings: Sequence[Finding], kernels: Sequence[KernelsEntry]) -> str:
+    """What a result means: the target's own words, unless this artifact gave no reason for them."""
+    if kernels and all(each.error for each in kernels):
+        return "written; it could not be run here"
+    if able.level == "checked" and any(each.severity != "note" for each in findings):
+        return "does not meet all documented conditions: see what was found; not run on the target"
+    return able.words
 
 
 def with_targets(bundle: Bundle, entries: Sequence[TargetEntry]) -> Bundle:

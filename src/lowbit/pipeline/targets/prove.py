@@ -11,7 +11,7 @@ import numpy as np
 from lowbit.bundle.bundle import Bundle, BundleSession
 from lowbit.bundle.manifest import policy_of
 from lowbit.bundle.schema import DeltaEntry, KernelsEntry, MetricEntry
-from lowbit.errors import RunError
+from lowbit.errors import DataError, LowbitError, RunError
 from lowbit.export.base import Artifact, Target
 from lowbit.export.neutral import Neutral
 from lowbit.export.program import reference
@@ -103,7 +103,7 @@ def prove(
         for feeds in by.feeds:
             answers.append(session.run(feeds))
             reporter.advance(sum(len(next(iter(each.values()))) for each in answers))
-    except RunError as error:
+    except (RunError, DataError) as error:
         return _failed(kernels, asked, error)
     finally:
         session.close()
@@ -121,7 +121,9 @@ def _judged(
 ) -> KernelsEntry:
     main = main_output(source.outputs).name
     theirs, ours = (np.concatenate([np.asarray(each[main], np.float64) for each in parts]) for parts in (answers, by.ours))
-    share, low, high = agreement(theirs, ours)
+    classes = bundle.manifest.policy.task in ("classification", "fidelity")
+    unknown = math.nan
+    share, low, high = agreement(theirs, ours) if classes else (unknown, unknown, unknown)
     same, step = identical(artifact.program, by.exact, answers) if artifact.program else (math.nan, None)
     comparison = _comparison(bundle, by, answers)
     return KernelsEntry(
@@ -131,7 +133,7 @@ def _judged(
         agreement=share,
         agreement_low=low,
         agreement_high=high,
-        agreement_with_ties=with_ties(theirs, ours),
+        agreement_with_ties=with_ties(theirs, ours) if classes else unknown,
         cosine=cosine(theirs, ours),
         identical=same,
         largest_step=step,
@@ -150,7 +152,7 @@ def _comparison(bundle: Bundle, by: Yardstick, answers: list[dict[str, Array]]) 
     return compare(by.metric, by.full, ours, policy_of(bundle.manifest.policy))
 
 
-def _failed(kernels: str, asked: Questions, error: RunError) -> KernelsEntry:
+def _failed(kernels: str, asked: Questions, error: LowbitError) -> KernelsEntry:
     unknown = math.nan
     return KernelsEntry(
         kernels=kernels,
@@ -174,22 +176,27 @@ def agreement(theirs: Array, ours: Array) -> tuple[float, float, float]:
     """Share of samples whose largest output is the same, with its 95 % interval (Wilson 1927).
 
     Args:
-        theirs: Answers [N, ..., classes].
+        theirs: Answers [N, classes].
         ours: The same shape.
 
     Returns:
-        Share, low, high; NaN where a sample has no classes to choose from.
+        Share, low, high; NaN where a sample has not one row of classes.
     """
-    if theirs.shape != ours.shape or theirs.ndim < 2 or theirs.shape[-1] < 2:
+    if not _of_classes(theirs, ours):
         return math.nan, math.nan, math.nan
     same = (theirs.argmax(-1) == ours.argmax(-1)).reshape(-1)
     bounds = wilson(int(same.sum()), same.size)
     return float(same.mean()), float(bounds[0]), float(bounds[1])
 
 
+def _of_classes(theirs: Array, ours: Array) -> bool:
+    """Whether samples have one row of classes each: in maps and sequences the axis of classes is anywhere, and positions depend."""
+    return theirs.shape == ours.shape and theirs.ndim == 2 and theirs.shape[1] > 1
+
+
 def with_ties(theirs: Array, ours: Array) -> float:
     """Share of samples whose class in `ours` is among the highest outputs of `theirs` [N, ..., classes]: levels are often equal."""
-    if theirs.shape != ours.shape or theirs.ndim < 2 or theirs.shape[-1] < 2:
+    if not _of_classes(theirs, ours):
         return math.nan
     chosen = np.take_along_axis(theirs, ours.argmax(-1)[..., None], -1)[..., 0]
     return float((chosen == theirs.max(-1)).mean())

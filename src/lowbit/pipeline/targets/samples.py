@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from lowbit.bundle.bundle import Bundle
+from lowbit.bundle.schema import DataEntry
 from lowbit.data import split
 from lowbit.data.dataset import Dataset
 from lowbit.data.open import open_data
+from lowbit.data.splits import in_content_order
 from lowbit.errors import DataError
 from lowbit.export.base import Level
 from lowbit.export.neutral import Neutral
+from lowbit.measure.tasks import main_output, width_of
 from lowbit.pipeline.request import Data
 from lowbit.quant.observers import TensorStats
-from lowbit.types import Array, Feeds, TensorInfo
+from lowbit.types import Array, Dim, Feeds, TensorInfo
 
 MOST: Mapping[Level, int] = {"run": 500, "checked": 500, "emulated": 200, "interpreted": 200}
 """Samples by default: emulators and interpreters are slow."""
+MOST_DRAWN = 256
+"""Random draws show that two programs compute the same; more of them show nothing more."""
 SIZE = 16
-"""Samples a call."""
+"""Samples a call, where the model takes any number."""
 
 
 @dataclass(frozen=True)
@@ -32,42 +37,73 @@ class Questions:
         data: Real ones, none of which calibrated; None where they are drawn.
         drawn: Input name -> [N, ...], where there is no data.
         n: How many are asked.
+        size: Samples a call: the source model's own, where it takes no other number.
     """
 
     data: Dataset | None
     drawn: Feeds
     n: int
+    size: int = SIZE
 
     def batches(self) -> Iterator[tuple[Feeds, Array | None]]:
-        """Feeds and labels, a few samples at a time."""
+        """Feeds and labels, `size` samples at a time."""
         if self.data is None:
-            for start in range(0, self.n, SIZE):
-                yield {name: values[start : start + SIZE] for name, values in self.drawn.items()}, None
+            for start in range(0, self.n, self.size):
+                yield {name: values[start : start + self.size] for name, values in self.drawn.items()}, None
             return
-        for batch in self.data.subset(np.arange(self.n)).batches(SIZE):
+        for batch in self.data.subset(np.arange(self.n)).batches(self.size):
             yield batch.feeds, batch.labels
 
 
-def questions(bundle: Bundle, source: Neutral, data: Data | Dataset | None, wanted: int) -> Questions:
-    """The first `wanted` samples that did not calibrate, or as many draws.
+def judging(bundle: Bundle, data: Data | Dataset | None) -> Dataset | None:
+    """The samples that may judge, in the order of their content; a data set that is open already is taken as it is.
 
     Raises:
-        DataError: the data do not fit the model, or all of them calibrated.
+        DataError: the data cannot be read, or do not fit the model.
     """
-    if data is None:
-        drawn = {info.name: draws(source.stats.get(info.name), info, min(wanted, 256)) for info in source.inputs}
-        return Questions(None, drawn, min(wanted, 256))
-    if not isinstance(data, Dataset):
-        data = without_calibration(bundle, open_data(data, source.inputs, bundle.preprocess))
-    return Questions(data, {}, min(wanted, len(data)))
-
-
-def without_calibration(bundle: Bundle, data: Dataset) -> Dataset:
-    """The samples that the search did not calibrate on, where these are the data that the search had."""
-    parts = split(data, None, None)
-    if parts.calibration.fingerprint != bundle.manifest.data.calibration.sha256:
+    if data is None or isinstance(data, Dataset):
         return data
-    return parts.validation
+    inputs = tuple(TensorInfo(each.name, each.shape, each.dtype) for each in bundle.manifest.model.inputs)
+    opened = open_data(data, inputs, bundle.preprocess)
+    return in_content_order(without_calibration(bundle.manifest.data, opened))  # files may be sorted by class
+
+
+def labelled(source: Neutral, data: Dataset | None) -> Neutral:
+    """The model with the names of its classes, where the data tell as many as it has outputs."""
+    names = data.classes if data is not None else None
+    return replace(source, labels=names) if names and len(names) == width_of(main_output(source.outputs)) else source
+
+
+def questions(source: Neutral, data: Dataset | None, wanted: int) -> Questions:
+    """So many samples that did not calibrate, in the order of their content, or as many draws.
+
+    Raises:
+        DataError: nothing can be drawn for an input.
+    """
+    first = source.inputs[0].shape[0] if source.inputs[0].shape else None
+    size = first if isinstance(first, int) and first > 0 else SIZE
+    if data is None:
+        n = whole_calls(min(wanted, MOST_DRAWN), first)
+        return Questions(None, {info.name: draws(source.stats.get(info.name), info, n) for info in source.inputs}, n, size)
+    return Questions(data, {}, whole_calls(min(wanted, len(data)), first), size)
+
+
+def whole_calls(n: int, batch: Dim) -> int:
+    """So many samples that calls of a fixed batch are full; at least one call."""
+    return max(n // batch, 1) * batch if isinstance(batch, int) and batch > 0 else n
+
+
+def without_calibration(known: DataEntry, data: Dataset) -> Dataset:
+    """The samples that the search did not calibrate on, where these are the data that the search had, or had a part of (`--limit`)."""
+    total = known.calibration.n + known.validation.n + known.validation.skipped
+    wholes = [data]
+    if total < len(data):
+        wholes.append(data.subset(np.arange(total) * len(data) // total))  # spread evenly, as `open_data` limits
+    for whole in wholes:
+        seen = split(whole, None, None).calibration
+        if seen.fingerprint == known.calibration.sha256:
+            return data.subset(np.flatnonzero(~np.isin(data.hashes, seen.hashes)))
+    return data
 
 
 def draws(stats: TensorStats | None, info: TensorInfo, n: int, seed: int = 0) -> Array:
