@@ -26,12 +26,18 @@ from lowbit.bundle.bundle import Bundle
 from lowbit.cli.live import Lines
 from lowbit.errors import LowbitError
 from lowbit.export import registry
+from lowbit.export.neutral import read_neutral
+from lowbit.measure import ratios
+from lowbit.measure.race import Variant, race
 from lowbit.pipeline.targets.leave import leave, refused
+from lowbit.pipeline.targets.samples import judging, questions
 from lowbit.runtimes.hardware import probe
+from lowbit.types import Feeds, Ratio
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 RESULTS = Path(__file__).parent / "results" / "targets.json"
+KERNELS = {"xnnpack": "Xnnpack", "built-in": "BuiltIn"}
 ORDER = sorted(registry.names(), key=("cortex-m", "qnn").count)
 """The slow ones last."""
 INT8 = ["--runtime", "onnxruntime", "--recipe", "int8-static-mse", "--no-nncf", "--qat", "never"]
@@ -93,6 +99,22 @@ def one(bundle: Bundle, name: str, target: str, out: Path, *, time: bool) -> dic
     return found.model_dump(mode="json")
 
 
+def beside(bundle: Bundle, candidate: str, tflite: Path, feeds: Feeds) -> dict[str, Any]:
+    """One sample's latency on LiteRT beside full precision and the candidate's own file: one process each, in turn."""
+    own, full = bundle.artifact(candidate), bundle.artifact(bundle.manifest.baseline.id)
+    variants = [Variant("fp32 on onnxruntime", "onnxruntime", full), Variant("fp32 on openvino", "openvino", full)]
+    variants += [Variant(f"int8 on {runtime}", runtime, own) for runtime in ("onnxruntime", "openvino")]
+    variants += [Variant(f"int8 on LiteRT, {name}", f"lowbit.export.litert.timing:{way}", tflite) for name, way in KERNELS.items()]
+    found = race(variants, {name: values[:1] for name, values in feeds.items()}, batch=1)
+    yard = found["fp32 on onnxruntime"].rounds
+    return {
+        name: {"latency_ms": asdict(ratios.latency(each.rounds)), "speedup": asdict(ratios.speedup(yard, each.rounds) or Ratio(1, 1, 1))}
+        if each.usable
+        else {"error": each.error}
+        for name, each in found.items()
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=MODELS, action="append")
@@ -110,6 +132,12 @@ def main() -> None:
                 found = one(bundle, name, target, folder / "targets" / name / target, time=not said.no_time)
                 results["models"].setdefault(name, {})[target] = found
                 print_row(found)
+                if target == "litert" and not found["refused"] and not said.no_time:
+                    place = folder / "targets" / name / target / found["artifact"]
+                    first = next(questions(read_neutral(bundle), judging(bundle, data_of(name)), 1).batches())[0]
+                    results.setdefault("litert_latency", {})[name] = beside(bundle, found["candidate"], place, first)
+                    for way, told in results["litert_latency"][name].items():
+                        print(f"    {way:<28} {told['latency_ms']['p50']:.3f} ms, {told['speedup']['value']:.2f}x", flush=True)
                 results["machine"] = asdict(probe())
                 RESULTS.write_text(json.dumps(results, indent=1) + "\n")
 
