@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from lowbit.bundle.schema import CalibrationEntry, DataEntry, ValidationEntry
@@ -13,10 +14,11 @@ from lowbit.data import split
 from lowbit.data.open import open_data
 from lowbit.errors import DataError
 from lowbit.export.base import Abilities, Finding
+from lowbit.export.neutral import Neutral
 from lowbit.export.program.program import Kind, Operation, Port, Program, Tensor
 from lowbit.pipeline.targets.leave import words_of
 from lowbit.pipeline.targets.prove import agreement, cosine, identical, with_ties
-from lowbit.pipeline.targets.samples import draws, whole_calls, without_calibration
+from lowbit.pipeline.targets.samples import draws, questions, whole_calls, without_calibration
 from lowbit.quant.affine import Affine, dequantize
 from lowbit.quant.observers import Observer, TensorStats
 from lowbit.types import Dim, TensorInfo
@@ -105,6 +107,14 @@ def test_maps_and_sequences_have_no_row_of_classes() -> None:
 @pytest.mark.parametrize(("n", "batch", "whole"), [(500, None, 500), (500, "N", 500), (500, 1, 500), (500, 8, 496), (3, 8, 8)])
 def test_calls_of_a_fixed_batch_are_full(n: int, batch: Dim, whole: int) -> None:
     assert whole_calls(n, batch) == whole
+
+
+def test_too_few_samples_for_one_call_are_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", x=np.zeros((3, 3, 4, 4), np.float32))
+    eight = TensorInfo("x", (8, 3, 4, 4), "float32")
+    source = Neutral("m", ir.Model(ir.Graph([], [], nodes=[]), ir_version=10), {}, {}, {}, {}, (eight,), (), None, (), "int8")
+    with pytest.raises(DataError, match="3 samples are left to judge, and the model takes 8 in a call"):
+        questions(source, open_data(tmp_path / "data.npz", [IMAGE]), 500)
 
 
 @pytest.mark.parametrize("limit", [None, 300])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,7 @@ from lowbit.errors import UsageError
 
 if TYPE_CHECKING:
     from lowbit.export.servers.write import Written
+    from lowbit.pipeline.reporting import Reporter
 
 FOLDER = click.Path(path_type=Path)
 SERVERS = ("triton", "kserve")
@@ -84,11 +87,19 @@ def _refuse(given: set[str], why: str, hint: str) -> None:
         raise UsageError(f"--{name.replace('_', '-')} is {why}.", hint)
 
 
-class Plans(logging.Handler):
-    """What a target says before it writes anything, e.g. what memory it is going to take."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        click.echo(record.getMessage(), err=True)
+@contextmanager
+def told_before(reporter: Reporter) -> Iterator[None]:
+    """Passes on what a target says before it writes anything, e.g. what memory it is going to take."""
+    log, handler = logging.getLogger("lowbit.export"), logging.Handler(logging.INFO)
+    handler.emit = lambda record: reporter.note(record.getMessage())  # type: ignore[method-assign]
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
 
 
 def to_target(bundle: Path, target: str, out: Path | None, form: str, **options: Any) -> None:
@@ -100,10 +111,8 @@ def to_target(bundle: Path, target: str, out: Path | None, form: str, **options:
     from lowbit.pipeline.targets.leave import leave
 
     registry.get(target)  # before the bundle is read
-    logging.getLogger("lowbit.export").addHandler(Plans())
-    logging.getLogger("lowbit.export").setLevel(logging.INFO)
     folder = out or bundle.resolve().with_name(f"{bundle.resolve().name}-{target}")
-    with reporter_for(sys.stderr) as reporter:
+    with reporter_for(sys.stderr) as reporter, told_before(reporter):
         found = leave(
             Bundle.load(bundle),
             target,

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import errno
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from lowbit.errors import Interrupted, UsageError
+from lowbit.errors import UsageError
 from lowbit.export.base import Artifact, Setting, Target
 from lowbit.export.neutral import Neutral
+from lowbit.export.placing import made_beside, move
 
 MARK = "target.json"
 """What every folder of ours holds: what was written, and how far it was tried."""
@@ -42,20 +39,12 @@ def make(
         Interrupted: the disk is full; nothing was changed.
     """
     check_place(out, force=force)
-    with _made_beside(out) as folder:
+    with made_beside(out) as folder:
         inner = folder / "target"
         inner.mkdir()
         text = then(target.write(source, inner, settings), inner)
         (inner / MARK).write_text(text, encoding="utf-8")
-        old = folder / "old"
-        if out.exists():
-            out.rename(old)
-        try:
-            inner.rename(out)
-        except BaseException:
-            if old.exists():
-                old.rename(out)
-            raise
+        move(inner, out, folder / "old")
 
 
 def check_place(out: Path, *, force: bool) -> None:
@@ -74,19 +63,3 @@ def check_place(out: Path, *, force: bool) -> None:
         raise UsageError(f"{out} exists and holds something else.", "Name another --out folder.")
     if not force:
         raise UsageError(f"{out} was exported before.", "Replace it with --force, or name another --out folder.")
-
-
-@contextmanager
-def _made_beside(out: Path) -> Iterator[Path]:
-    made: Path | None = None
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-        yield made
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise Interrupted("The disk is full: nothing was exported.", "Free some space and run the same command.") from error
-        raise UsageError(f"{out} cannot be written: {error.strerror or error}.", "Choose another --out folder.") from error
-    finally:
-        if made is not None:
-            shutil.rmtree(made, ignore_errors=True)

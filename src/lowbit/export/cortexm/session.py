@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from lowbit.errors import DataError, ModelError, RunError
+from lowbit.errors import DataError, RunError
 from lowbit.export.cortexm import qemu
 from lowbit.export.program.program import Kind, Port, Program, Tensor
+from lowbit.export.program.reference import from_source
 from lowbit.export.program.reference_elements import levels, real
 from lowbit.types import Array, Feeds
 
@@ -100,17 +101,8 @@ def _sample_bytes(program: Program) -> int:
 
 def _rows(port: Port, feeds: Mapping[str, Array], tensor: Tensor) -> Array:
     """An input as bytes, uint8 [N, bytes]."""
-    if port.name not in feeds:
-        raise DataError(f"Input '{port.name}' is missing; given: {', '.join(sorted(feeds)) or 'nothing'}.")
-    values = np.asarray(feeds[port.name])
-    if values.shape[1:] != port.shape[1:]:
-        raise DataError(f"Input '{port.name}' has shape {list(values.shape)}; the model takes {['N', *port.shape[1:]]}.")
-    moved = values if port.permutation is None else values.transpose(port.permutation)
-    if tensor.dtype == "int8" and moved.dtype != np.int8:
-        if tensor.grid is None:
-            raise ModelError(f"Input '{port.name}' is int8 and has no grid.")
-        moved = levels(moved, tensor.grid)
-    flat = np.ascontiguousarray(moved.astype(np.dtype(tensor.dtype).newbyteorder("<"), copy=False)).reshape(len(values), -1)
+    values = from_source(port, feeds, tensor)
+    flat = np.ascontiguousarray(values.astype(np.dtype(tensor.dtype).newbyteorder("<"), copy=False)).reshape(len(values), -1)
     return flat.view(np.uint8)
 
 

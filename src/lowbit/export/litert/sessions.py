@@ -17,10 +17,10 @@ import numpy as np
 
 from lowbit.errors import RunError, unknown
 from lowbit.export.litert.writer import IDENTIFIER
-from lowbit.export.program.program import Kind, Port, Program
+from lowbit.export.program.program import Port, Program
 from lowbit.export.program.reference_elements import levels
 from lowbit.plugins import installed_version
-from lowbit.quant.affine import Affine, dequantize, quantize
+from lowbit.quant.affine import dequantize, quantize
 from lowbit.runtimes.base import check_feeds
 from lowbit.types import Array, Feeds, TensorInfo
 
@@ -190,19 +190,9 @@ class LiteRtSession:
     def _as_source(self, values: Array, port: Port, *, real: bool) -> Array:
         """The source model's layout, in real numbers or in levels."""
         if real != (self._program.tensors[port.tensor].dtype == "float32"):
-            values = dequantize(values, self._grid(port)) if real else quantize(values, self._grid(port))
+            values = dequantize(values, self._program.output_grid(port)) if real else quantize(values, self._program.output_grid(port))
         values = values if port.permutation is None else values.transpose(np.argsort(port.permutation))
         return np.ascontiguousarray(values.reshape(-1, *port.shape[1:]))
-
-    def _grid(self, port: Port) -> Affine:
-        """Of an output: its own, or that of what DEQUANTIZE made it from."""
-        tensor = self._program.tensors[port.tensor]
-        for operation in self._program.operations:
-            if operation.kind is Kind.DEQUANTIZE and operation.outputs == (port.tensor,):
-                tensor = self._program.tensors[operation.inputs[0]]
-        if tensor.grid is None:
-            raise RunError(f"Output '{port.name}' has no grid: it was not quantized.")
-        return tensor.grid
 
 
 def arena(content: bytes, program: Program) -> dict[str, int]:

@@ -127,7 +127,7 @@ def _answers(program: Program, feeds: Feeds, instead: Mapping[str, str]) -> Iter
 
 def _kept(program: Program, feeds: Feeds, names: list[str]) -> list[Array]:
     """Runs chunk by chunk; [N, *shape] of each tensor."""
-    fed = {port.tensor: _from_source(port, feeds, program.tensors[port.tensor]) for port in program.inputs}
+    fed = {port.tensor: from_source(port, feeds, program.tensors[port.tensor]) for port in program.inputs}
     counts = {len(values) for values in fed.values()}
     if len(counts) != 1:
         raise DataError(f"Inputs have different numbers of samples: {sorted(counts)}.")
@@ -177,8 +177,13 @@ def _operand(tensor: Tensor, values: Mapping[str, Array]) -> Array:
     return values[tensor.name]
 
 
-def _from_source(port: Port, feeds: Feeds, tensor: Tensor) -> Array:
-    """An input in the program's layout and dtype, [N, *shape]."""
+def from_source(port: Port, feeds: Mapping[str, Array], tensor: Tensor) -> Array:
+    """An input in the program's layout and dtype, [N, *shape].
+
+    Raises:
+        DataError: it is missing or has another shape.
+        ModelError: it is int8 and has no grid.
+    """
     if port.name not in feeds:
         raise DataError(f"Input '{port.name}' is missing; given: {', '.join(sorted(feeds)) or 'nothing'}.")
     values = np.asarray(feeds[port.name])

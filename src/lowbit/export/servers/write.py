@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +11,8 @@ from pathlib import Path
 from lowbit import __version__
 from lowbit.bundle.bundle import Bundle
 from lowbit.bundle.manifest import FILE_NAME
-from lowbit.errors import Interrupted, UsageError
+from lowbit.errors import UsageError
+from lowbit.export.placing import made_beside, move
 from lowbit.export.servers.kserve import Service, manifest
 from lowbit.export.servers.leaving import Leaving, leaving
 from lowbit.export.servers.triton import MODEL_FILE, Configured, configured
@@ -114,23 +113,13 @@ def _write(out: Path, inside: Path, models: Sequence[tuple[Leaving, Configured]]
     if out.is_file() or (there and not force):
         what = "is a file" if out.is_file() else f"has {' and '.join(there)} already"
         raise UsageError(f"{out.name} {what}.", "Choose another --out folder" + (", or replace with --force." if there else "."))
-    made: Path | None = None
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    with made_beside(out) as made:
         for model, config in models:
             _write_model(made / inside / model.name, model, config)
         for name, text in texts.items():
             (made / name).write_text(text, encoding="utf-8")
         for number, part in enumerate(parts):
-            _move(made / part, out / part, made / f"old-{number}")
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise Interrupted("The disk is full: nothing was exported.", "Free some space and run the same command.") from error
-        raise UsageError(f"{out} cannot be written: {error.strerror or error}.", "Choose another --out folder.") from error
-    finally:
-        if made is not None:
-            shutil.rmtree(made, ignore_errors=True)
+            move(made / part, out / part, made / f"old-{number}")
 
 
 def _write_model(folder: Path, model: Leaving, config: Configured) -> None:
@@ -143,15 +132,3 @@ def _write_model(folder: Path, model: Leaving, config: Configured) -> None:
         target = version / file.relative_to(artifact.parent)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, target)
-
-
-def _move(made: Path, place: Path, old: Path) -> None:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    if place.exists():
-        place.rename(old)
-    try:
-        made.rename(place)
-    except BaseException:
-        if old.exists():
-            old.rename(place)
-        raise

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from lowbit.bundle.bundle import Bundle, BundleSession
+from lowbit.bundle.bundle import Bundle
 from lowbit.bundle.manifest import policy_of
 from lowbit.bundle.schema import DeltaEntry, KernelsEntry, MetricEntry
 from lowbit.errors import DataError, LowbitError, RunError
@@ -61,11 +61,11 @@ def yardstick(bundle: Bundle, source: Neutral, artifact: Artifact, asked: Questi
         for feeds, labels in asked.batches():
             found.feeds.append(feeds)
             found.labels.append(labels)
-            found.ours.append(_run(ours, feeds))
+            found.ours.append(ours.run(feeds))
             if artifact.program is not None:
                 found.exact.append(reference.run_integers(artifact.program, feeds))
             if found.metric is not None:
-                found.full_outputs.append(_run(full, feeds))
+                found.full_outputs.append(full.run(feeds))
                 columns.append(found.metric.observe(found.full_outputs[-1], labels, None))
     found.full = Outcomes.join(columns) if columns else None
     return found
@@ -79,16 +79,6 @@ def _metric(bundle: Bundle, source: Neutral, asked: Questions) -> Metric | None:
     return metric_for(policy.task, policy.metric, source.outputs, asked.data.labels, preprocess=asked.data.preprocess)[1]
 
 
-def _run(session: BundleSession, feeds: Feeds) -> dict[str, Array]:
-    """One sample at a time where the model's batch is fixed."""
-    first = session.inputs[0].shape[0] if session.inputs[0].shape else None
-    if first != 1:
-        return session.run(feeds)
-    n = len(next(iter(feeds.values())))
-    rows = [session.run({name: values[row : row + 1] for name, values in feeds.items()}) for row in range(n)]
-    return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
-
-
 def prove(
     bundle: Bundle, source: Neutral, target: Target, artifact: Artifact, kernels: str, asked: Questions, by: Yardstick, reporter: Reporter
 ) -> KernelsEntry:
@@ -99,10 +89,12 @@ def prove(
         return _failed(kernels, asked, error)
     reporter.stage(f"{target.title}, {kernels}: {asked.n:,} samples", asked.n)
     answers: list[dict[str, Array]] = []
+    done = 0
     try:
         for feeds in by.feeds:
             answers.append(session.run(feeds))
-            reporter.advance(sum(len(next(iter(each.values()))) for each in answers))
+            done += len(next(iter(feeds.values())))
+            reporter.advance(done)
     except (RunError, DataError) as error:
         return _failed(kernels, asked, error)
     finally:

@@ -78,14 +78,18 @@ def questions(source: Neutral, data: Dataset | None, wanted: int) -> Questions:
     """So many samples that did not calibrate, in the order of their content, or as many draws.
 
     Raises:
-        DataError: nothing can be drawn for an input.
+        DataError: nothing can be drawn for an input, or there are too few samples for one call of a fixed batch.
     """
     first = source.inputs[0].shape[0] if source.inputs[0].shape else None
     size = first if isinstance(first, int) and first > 0 else SIZE
     if data is None:
         n = whole_calls(min(wanted, MOST_DRAWN), first)
         return Questions(None, {info.name: draws(source.stats.get(info.name), info, n) for info in source.inputs}, n, size)
-    return Questions(data, {}, whole_calls(min(wanted, len(data)), first), size)
+    n = whole_calls(min(wanted, len(data)), first)
+    if n > len(data):
+        why = f"{len(data):,} samples are left to judge, and the model takes {n:,} in a call."
+        raise DataError(why, "Give more data, or none: random draws stand in.")
+    return Questions(data, {}, n, size)
 
 
 def whole_calls(n: int, batch: Dim) -> int:
