@@ -110,10 +110,10 @@ def test_calls_of_a_fixed_batch_are_full(n: int, batch: Dim, whole: int) -> None
 
 
 def test_too_few_samples_for_one_call_are_refused(tmp_path: Path) -> None:
-    np.savez(tmp_path / "data.npz", x=np.zeros((3, 3, 4, 4), np.float32))
-    eight = TensorInfo("x", (8, 3, 4, 4), "float32")
-    source = Neutral("m", ir.Model(ir.Graph([], [], nodes=[]), ir_version=10), {}, {}, {}, {}, (eight,), (), None, (), "int8")
-    with pytest.raises(DataError, match="3 samples are left to judge, and the model takes 8 in a call"):
+    np.savez(tmp_path / "data.npz", x=np.arange(10 * 48, dtype=np.float32).reshape(10, 3, 4, 4))
+    sixteen = TensorInfo("x", (16, 3, 4, 4), "float32")
+    source = Neutral("m", ir.Model(ir.Graph([], [], nodes=[]), ir_version=10), {}, {}, {}, {}, (sixteen,), (), None, (), "int8")
+    with pytest.raises(DataError, match="10 samples are left to judge, and the model takes 16 in a call"):
         questions(source, open_data(tmp_path / "data.npz", [IMAGE]), 500)
 
 
