@@ -66,6 +66,12 @@ def test_a_row_has_all_that_was_measured() -> None:
         assert part in found, part
 
 
+def test_what_the_reference_answers_is_told_where_levels_differ() -> None:
+    assert "94.1 %, off by at most 2; same class 99.2 %" in section(page(target(kernels=(kernels(agreement_exact=0.992),))))
+    exact = kernels(identical=1.0, largest_step=0, agreement_exact=1.0)
+    assert "same class" not in section(page(target(kernels=(exact,))))
+
+
 def test_ties_are_told_where_they_matter() -> None:
     assert "with ties" not in section(page(target()))
     assert "99.4 % (99.9 % with ties)" in section(page(target(kernels=(kernels(agreement_with_ties=0.999),))))

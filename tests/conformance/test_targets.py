@@ -165,6 +165,8 @@ def test_an_export_is_a_folder_with_the_evidence(target: Target, bundle: Bundle,
         assert kernels.agreement >= 0.9
         assert kernels.verdict in ("ship", "provisional")
         assert math.isnan(kernels.identical) or kernels.identical == 1.0 or kernels.kernels not in EXACT
+        assert math.isnan(kernels.agreement_exact) == math.isnan(kernels.identical)
+        assert kernels.identical < 1.0 or math.isnan(kernels.identical) or kernels.agreement_exact == 1.0
         assert kernels.largest_step is None or kernels.largest_step <= 16
     with pytest.raises(UsageError, match="--force"):
         leave(bundle, target.name, out, time=False)

@@ -14,6 +14,7 @@ from small_models import reference, save
 
 INPUT, OUTPUT = "image", "logits"
 SHAPE = (3, 12, 12)
+CLASSES = tuple(f"kind {number}" for number in range(10))
 
 
 def network(path: Path, extra: str | None = None) -> Path:
@@ -69,5 +70,6 @@ def target_bundle(folder: Path, extra: str | None = None) -> Bundle:
     pictures = samples(300)
     labels = reference(model, {INPUT: pictures})[OUTPUT].argmax(1)
     wishes = {"runtimes": ("onnxruntime",), "recipes": ("int8-static-minmax",), "nncf": False, "batch": (1,), "rounds": 3, "qat": "never"}
-    found = optimize(model, {INPUT: pictures, "label": labels}, out=folder / "bundle", max_drop="20pp", preprocess=None, **wishes)
+    data = {INPUT: pictures, "label": labels, "classes": np.array(CLASSES)}
+    found = optimize(model, data, out=folder / "bundle", max_drop="20pp", preprocess=None, **wishes)
     return found.bundle

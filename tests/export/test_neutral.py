@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import onnx_ir
 import pytest
-from target_case import target_bundle
+from target_case import CLASSES, target_bundle
 
 from graph_cases import INT8, STATIC, UINT8, Case, everything, node, quantized, ranges_of, run, samples, weights
 from lowbit.bundle.bundle import Bundle
 from lowbit.compress.calibrate import CalibrationStats
 from lowbit.errors import ModelError, UsageError
-from lowbit.export.neutral import read_neutral
+from lowbit.export.neutral import labels_for, read_neutral
 from lowbit.export.neutral_candidate import Source, ranked
 from lowbit.export.neutral_pairs import Stripped, strip_pairs
 from lowbit.export.neutral_ranges import ranges_of as ranges_for
@@ -222,6 +222,13 @@ def test_a_bundle_is_read(bundle: Bundle) -> None:
     assert "logits" in found.ranges
     assert all(node.op_type not in ("QuantizeLinear", "DequantizeLinear") for node in found.model.graph)
     assert ranked(bundle)[0].id == STATIC_ID
+
+
+def test_the_data_s_names_of_classes_go_with_the_model(bundle: Bundle) -> None:
+    assert bundle.manifest.data.classes == CLASSES
+    found = read_neutral(bundle)
+    assert found.labels == CLASSES
+    assert labels_for(CLASSES[:9], found.outputs) == (), "nine names for ten outputs say nothing"
 
 
 def test_what_is_not_static_is_refused_and_others_are_named(bundle: Bundle) -> None:

@@ -97,10 +97,11 @@ def same_class(each: KernelsEntry) -> str:
 
 
 def identical(each: KernelsEntry) -> str:
-    """Share of output levels equal to the exact reference's, and the largest difference."""
+    """Share of output levels equal to the exact reference's; the largest difference, and the classes that are the same all the same."""
     if math.isnan(each.identical):
         return words.NONE
-    return words.share(each.identical) + (f", off by at most {each.largest_step}" if each.largest_step else "")
+    same = "" if math.isnan(each.agreement_exact) else f"; same class {words.share(each.agreement_exact)}"
+    return words.share(each.identical) + (f", off by at most {each.largest_step}{same}" if each.largest_step else "")
 
 
 def arena(entry: TargetEntry) -> str:

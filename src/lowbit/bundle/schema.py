@@ -111,6 +111,7 @@ class ValidationEntry(Entry):
 
 class DataEntry(Entry):
     source: BaseName | None = None
+    classes: tuple[str, ...] = Field(default=(), description="Their names, by number; empty where the data do not tell.")
     calibration: CalibrationEntry
     validation: ValidationEntry
 
@@ -400,6 +401,7 @@ class KernelsEntry(Entry):
     cosine: Number = Field(description="Mean over samples, of the outputs to those of the bundle's own artifact.")
     identical: Number = Field(description="Share of output levels that equal the exact reference's; null where there is none.")
     largest_step: Count | None = Field(description="Largest difference to it, in levels.")
+    agreement_exact: Number = Field(default=math.nan, description="Share of samples with the reference's class; null likewise.")
     metric: MetricEntry | None = Field(description="On labelled data.")
     delta: DeltaEntry | None = Field(description="Against the full-precision model, paired.")
     verdict: Literal["ship", "provisional", "recover", "refuse"] | None = Field(description="Of the accuracy gate; null without data.")

@@ -11,6 +11,7 @@ from lowbit.errors import ModelError
 from lowbit.export.neutral_candidate import Source, find_source
 from lowbit.export.neutral_pairs import Stripped, strip_pairs
 from lowbit.export.neutral_ranges import ranges_of, true_statistics
+from lowbit.measure.tasks import main_output, width_of
 from lowbit.quant.affine import Affine
 from lowbit.types import TensorInfo
 
@@ -75,6 +76,7 @@ def read_neutral(bundle: Bundle, candidate: str | None = None) -> Neutral:
     _check_names(stripped, source)
     stats = true_statistics(source, stripped)
     model_entry = bundle.manifest.model
+    outputs = tuple(TensorInfo(entry.name, entry.shape, entry.dtype) for entry in model_entry.outputs)
     return Neutral(
         name=_word(bundle.manifest.source.path),
         model=model,
@@ -83,11 +85,16 @@ def read_neutral(bundle: Bundle, candidate: str | None = None) -> Neutral:
         ranges=ranges_of(source, stripped, stats),
         stats=stats,
         inputs=tuple(TensorInfo(entry.name, entry.shape, entry.dtype) for entry in model_entry.inputs),
-        outputs=tuple(TensorInfo(entry.name, entry.shape, entry.dtype) for entry in model_entry.outputs),
+        outputs=outputs,
         preprocess=bundle.preprocess,
-        labels=(),
+        labels=labels_for(bundle.manifest.data.classes, outputs),
         candidate=source.id,
     )
+
+
+def labels_for(classes: tuple[str, ...] | None, outputs: tuple[TensorInfo, ...]) -> tuple[str, ...]:
+    """Names of classes, where there are as many as the model's main output has numbers; else none."""
+    return classes if classes and len(classes) == width_of(main_output(outputs)) else ()
 
 
 def _check_names(stripped: Stripped, source: Source) -> None:

@@ -102,6 +102,7 @@ def data_entry(context: Context) -> DataEntry:
     split = context.split
     return DataEntry(
         source=split.search.name,
+        classes=split.search.classes or (),
         calibration=CalibrationEntry(sha256=split.calibration.fingerprint, n=len(split.calibration), how_selected=split.how_selected),
         validation=ValidationEntry(
             sha256=split.validation.fingerprint,

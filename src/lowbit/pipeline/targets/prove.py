@@ -117,6 +117,7 @@ def _judged(
     unknown = math.nan
     share, low, high = agreement(theirs, ours) if classes else (unknown, unknown, unknown)
     same, step = identical(artifact.program, by.exact, answers) if artifact.program else (math.nan, None)
+    exact = [each[main] for each in by.exact]
     comparison = _comparison(bundle, by, answers)
     return KernelsEntry(
         kernels=kernels,
@@ -129,6 +130,7 @@ def _judged(
         cosine=cosine(theirs, ours),
         identical=same,
         largest_step=step,
+        agreement_exact=agreement(theirs, np.concatenate(exact))[0] if classes and exact else unknown,
         metric=MetricEntry.model_validate(comparison.metric) if comparison else None,
         delta=DeltaEntry.model_validate(comparison.delta) if comparison else None,
         verdict=verdict(comparison, policy_of(bundle.manifest.policy)) if comparison else None,  # type: ignore[arg-type]

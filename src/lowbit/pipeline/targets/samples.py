@@ -15,8 +15,7 @@ from lowbit.data.open import open_data
 from lowbit.data.splits import in_content_order
 from lowbit.errors import DataError
 from lowbit.export.base import Level
-from lowbit.export.neutral import Neutral
-from lowbit.measure.tasks import main_output, width_of
+from lowbit.export.neutral import Neutral, labels_for
 from lowbit.pipeline.request import Data
 from lowbit.quant.observers import TensorStats
 from lowbit.types import Array, Dim, Feeds, TensorInfo
@@ -69,9 +68,8 @@ def judging(bundle: Bundle, data: Data | Dataset | None) -> Dataset | None:
 
 
 def labelled(source: Neutral, data: Dataset | None) -> Neutral:
-    """The model with the names of its classes, where the data tell as many as it has outputs."""
-    names = data.classes if data is not None else None
-    return replace(source, labels=names) if names and len(names) == width_of(main_output(source.outputs)) else source
+    """The model with the names of its classes, where its bundle had none and the data tell as many as it has outputs."""
+    return source if source.labels or data is None else replace(source, labels=labels_for(data.classes, source.outputs))
 
 
 def questions(source: Neutral, data: Dataset | None, wanted: int) -> Questions:
