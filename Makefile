@@ -8,7 +8,7 @@ export HF_HUB_OFFLINE := 1
 MINUTES ?= 30
 WORKERS ?= 2
 
-.PHONY: demo test lint bench soak full inside apart language targets optimum executorch web ray clients mlflow docs clean
+.PHONY: demo test lint bench soak full inside apart language targets optimum intel executorch litert web ray clients mlflow docs clean
 
 demo: $(VENV)/.all  ## optimize the built-in model on the built-in images
 	$(BIN)/lowbit demo --out build/demo
@@ -34,7 +34,7 @@ full: inside apart  ## also what trains and exports models (PyTorch, transformer
 
 inside: $(VENV)/.language $(VENV)/.targets $(VENV)/.ray $(VENV)/.mlflow  ## of that, what shares .venv
 
-apart: clients optimum executorch web .venv-mlflow/.done  ## and what has environments of its own
+apart: clients optimum intel executorch litert web .venv-mlflow/.done  ## and what has environments of its own
 
 language: $(VENV)/.language  ## engines for language models; llama.cpp is compiled
 
@@ -45,6 +45,10 @@ ray: $(VENV)/.ray  ## what runs models on several machines, 340 MB
 clients: .venv-clients/.done
 
 optimum: .venv-optimum/.done  ## what loads folders for Hugging Face Optimum
+
+intel: .venv-optimum-intel/.done  ## what loads its OpenVINO half, OVModelFor...
+
+litert: .venv-litert-torch/.done  ## what converts transformers for LiteRT, 2 GB
 
 executorch: .venv-executorch/.done  ## what makes and runs ExecuTorch programs, 1.5 GB
 
@@ -98,7 +102,7 @@ $(VENV)/.mlflow: $(VENV)/.dev
 	.venv-clients/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/serving/clients.txt
 	touch $@
 
-# Optimum wants an older transformers than we, ExecuTorch one torch; environments of their own.
+# Optimum wants an older transformers than we, its OpenVINO half another, litert-torch brings JAX, ExecuTorch one torch: environments of their own.
 .venv-%/.done: tests/export/%.txt
 	$(PYTHON) -m venv .venv-$*
 	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
@@ -109,4 +113,4 @@ $(VENV)/.mlflow: $(VENV)/.dev
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-clients .venv-mlflow .venv-optimum .venv-executorch .node build .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-clients .venv-mlflow .venv-optimum .venv-optimum-intel .venv-executorch .venv-litert-torch .node build .mypy_cache .pytest_cache .ruff_cache

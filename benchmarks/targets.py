@@ -4,23 +4,24 @@
     python benchmarks/targets.py --model demo --target litert      one of each; both may be repeated
     python benchmarks/targets.py --folder DIR                      where bundles and artifacts are made, and kept for the next run
 
-Models: the built-in Fashion-MNIST network, ResNet-20 (CIFAR-10), SqueezeNet 1.1 and MCUNet (500 ImageNet pictures), and the small dense
-network of the California housing data. Each is optimized once to static INT8; every target is written from that one table, asked samples
-that calibrated nothing on the target's own runtime or emulator, and judged by the gate. LiteRT is timed beside the full-precision model on
-onnxruntime and the bundle's own artifact on onnxruntime and OpenVINO, one process each, in turn. Results: benchmarks/results/targets.json,
-from which docs/guides/targets.md has its table.
+Models (benchmarks/target_models.py): the built-in Fashion-MNIST network, ResNet-20 (CIFAR-10), SqueezeNet 1.1 and MCUNet (500 ImageNet
+pictures), the sine of hello_world, the dense network of the California housing data, and two detectors, of faces and of objects. Each is
+optimized once to static INT8; every target is written from that one table, asked samples that calibrated nothing on the target's own
+runtime or emulator, and judged by the gate. LiteRT is timed beside the full-precision model on onnxruntime and the bundle's own artifact
+on onnxruntime and OpenVINO, one process each, in turn. Results: benchmarks/results/targets.json, from which docs/guides/targets.md has its
+table.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from target_models import MODELS, bundle_of
 
 from lowbit.bundle.bundle import Bundle
 from lowbit.cli.live import Lines
@@ -30,73 +31,44 @@ from lowbit.export.neutral import read_neutral
 from lowbit.measure import ratios
 from lowbit.measure.race import Variant, race
 from lowbit.pipeline.targets.leave import leave, refused
-from lowbit.pipeline.targets.samples import judging, questions
+from lowbit.pipeline.targets.samples import parted, questions
 from lowbit.runtimes.hardware import probe
 from lowbit.types import Feeds, Ratio
 
-ROOT = Path(__file__).resolve().parent.parent
-SHARED = ROOT.parent / "shared" / "data"
 RESULTS = Path(__file__).parent / "results" / "targets.json"
 KERNELS = {"xnnpack": "Xnnpack", "built-in": "BuiltIn"}
-ORDER = sorted(registry.names(), key=("cortex-m", "qnn").count)
+VARIANTS: dict[str, tuple[str, tuple[str, ...], str]] = {
+    **{name: (name, (), "") for name in registry.names()},
+    "qnn-16": ("qnn", ("activations=16",), ", 16-bit activations"),
+}
+"""Row -> target, settings, and what its title has more."""
+
+ORDER = sorted(VARIANTS, key=("cortex-m", "qnn", "qnn-16").count)
 """The slow ones last."""
-INT8 = ["--runtime", "onnxruntime", "--recipe", "int8-static-mse", "--no-nncf", "--qat", "never"]
 
-MODELS: dict[str, list[Any]] = {
-    "demo": [],
-    "resnet20": [
-        SHARED / "cifar10-resnet" / "resnet20.onnx", "--data", SHARED / "cifar10" / "cifar10_test10k.npz",
-        "--preprocess", "imagenet", "--limit", "3000", "--max-drop", "2pp",
-    ],
-    "squeezenet": [
-        SHARED / "imagenet-models" / "squeezenet1.1.onnx", "--data", SHARED / "imagenet-sample",
-        "--preprocess", "imagenet-caffe", "--max-drop", "5pp",
-    ],
-    "mcunet": [
-        SHARED / "imagenet-models" / "mcunet-320kb-1mb.onnx", "--data", SHARED / "imagenet-sample",
-        "--preprocess", "inception", "--max-drop", "5pp",
-    ],
-}  # fmt: skip
-"""Model -> arguments of `lowbit optimize`; the demo has a command of its own."""
-
-SETTINGS: dict[tuple[str, str], tuple[str, ...]] = {("squeezenet", "cortex-m"): ("sram_kb=4096", "flash_kb=4096")}
+SETTINGS: dict[tuple[str, str], tuple[str, ...]] = {
+    (model, "cortex-m"): ("sram_kb=4096", "flash_kb=4096") for model in ("squeezenet", "ultraface", "nanodet")
+}
 """What a model needs of a target to be written at all."""
 
-
 SAMPLES: dict[tuple[str, str], int] = {
-    (model, target): samples
-    for model in ("mcunet", "squeezenet")
-    for target, samples in (("cortex-m", 10), ("qnn", 100), ("coreml", 100), ("litert", 200), ("edgetpu", 100), ("ort-web", 100))
+    **{(model, row): 100 for model in ("mcunet", "squeezenet") for row in ("qnn", "qnn-16", "coreml", "edgetpu", "ort-web")},
+    **{(model, "litert"): 200 for model in ("mcunet", "squeezenet")},
+    **{(model, row): 20 for model in ("ultraface", "nanodet") for row in VARIANTS},
+    **{(model, "cortex-m"): 4 for model in ("mcunet", "squeezenet", "ultraface", "nanodet")},
 }
 """Fewer than usual where an emulator or a reference kernel takes long."""
 
 
-def bundle_of(name: str, folder: Path) -> Bundle:
-    """The model's bundle, made once."""
-    out = folder / name
-    if not (out / "report.html").exists():
-        command = ["demo", "--out", out] if name == "demo" else ["optimize", *MODELS[name], *INT8, "--out", out]
-        subprocess.run([sys.executable, "-m", "lowbit", *map(str, command)], check=True, stdout=subprocess.DEVNULL)
-    return Bundle.load(out)
-
-
-def data_of(name: str) -> Any:
-    """What it is judged on."""
-    if name == "demo":
-        from lowbit.cli.demo import DEMO
-
-        return DEMO / "fashion_mnist.npz"
-    return MODELS[name][2]
-
-
-def one(bundle: Bundle, name: str, target: str, out: Path, *, time: bool) -> dict[str, Any]:
+def one(bundle: Bundle, name: str, row: str, data: Path, out: Path, *, time: bool) -> dict[str, Any]:
     """One cell of the matrix."""
+    target, settings, more = VARIANTS[row]
     try:
-        settings, samples = SETTINGS.get((name, target), ()), SAMPLES.get((name, target))
-        found = leave(bundle, target, out, data=data_of(name), settings=settings, samples=samples, force=True, time=time, reporter=Lines())
+        settings, samples = settings + SETTINGS.get((name, row), ()), SAMPLES.get((name, row))
+        found = leave(bundle, target, out, data=data, settings=settings, samples=samples, force=True, time=time, reporter=Lines())
     except LowbitError as error:
         found = refused(registry.find(target), error)
-    return found.model_dump(mode="json")
+    return found.model_copy(update={"title": found.title + more}).model_dump(mode="json")
 
 
 def beside(bundle: Bundle, candidate: str, tflite: Path, feeds: Feeds) -> dict[str, Any]:
@@ -118,7 +90,7 @@ def beside(bundle: Bundle, candidate: str, tflite: Path, feeds: Feeds) -> dict[s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=MODELS, action="append")
-    parser.add_argument("--target", choices=registry.names(), action="append")
+    parser.add_argument("--target", choices=ORDER, action="append")
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--no-time", action="store_true", help="Leave latency out, on a machine that does other things, too.")
     said = parser.parse_args()
@@ -126,15 +98,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="lowbit-targets-") as scratch:
         folder = said.folder or Path(scratch)
         bundles = {name: bundle_of(name, folder) for name in said.model or MODELS}
-        for target in said.target or ORDER:
+        data = {name: MODELS[name](folder).data for name in bundles}
+        for row in said.target or ORDER:
             for name, bundle in bundles.items():
-                print(f"\n== {name}, {target}", flush=True)
-                found = one(bundle, name, target, folder / "targets" / name / target, time=not said.no_time)
-                results["models"].setdefault(name, {})[target] = found
+                print(f"\n== {name}, {row}", flush=True)
+                found = one(bundle, name, row, data[name], folder / "targets" / name / row, time=not said.no_time)
+                results["models"].setdefault(name, {})[row] = found
                 print_row(found)
-                if target == "litert" and not found["refused"] and not said.no_time:
-                    place = folder / "targets" / name / target / found["artifact"]
-                    first = next(questions(read_neutral(bundle), judging(bundle, data_of(name)), 1).batches())[0]
+                if row == "litert" and not found["refused"] and not said.no_time:
+                    place = folder / "targets" / name / row / found["artifact"]
+                    first = next(questions(read_neutral(bundle), parted(bundle, data[name])[0], 1).batches())[0]
                     results.setdefault("litert_latency", {})[name] = beside(bundle, found["candidate"], place, first)
                     for way, told in results["litert_latency"][name].items():
                         print(f"    {way:<28} {told['latency_ms']['p50']:.3f} ms, {told['speedup']['value']:.2f}x", flush=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
-import math
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -205,7 +204,7 @@ def matrix() -> str:
     for model, targets in json.loads(MEASURED.read_text(encoding="utf-8"))["models"].items():
         for told in targets.values():
             rows += matrix_rows(model, TargetEntry.model_validate(told))
-    return table(["model", "target", "tried", "same class", "identical", "metric", "gate", "size", "arena", "latency"], rows)
+    return table(["model", "target", "tried", "same class", "against its reference", "metric", "gate", "size", "arena", "latency"], rows)
 
 
 def matrix_rows(model: str, told: TargetEntry) -> list[tuple[str, ...]]:
@@ -222,7 +221,7 @@ def matrix_rows(model: str, told: TargetEntry) -> list[tuple[str, ...]]:
             slower = ", slower" if each.speedup.ci_high < 1 else ""
             latency = f"{words.milliseconds(each.latency_ms.p50)} ({words.times(each.speedup.value)}{slower})"
         value = words.metric_value(each.metric.name, each.metric.value) if each.metric else ""
-        exact = "" if math.isnan(each.identical) else report_targets.identical(each)
+        exact = report_targets.identical(each).replace(words.NONE, "")
         rows.append((model, f"{told.title}, {each.kernels}", told.level, same, exact, value, each.verdict or "", size, arena, latency))
     return rows
 

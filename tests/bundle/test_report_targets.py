@@ -68,6 +68,8 @@ def test_a_row_has_all_that_was_measured() -> None:
 
 def test_what_the_reference_answers_is_told_where_levels_differ() -> None:
     assert "94.1 %, off by at most 2; same class 99.2 %" in section(page(target(kernels=(kernels(agreement_exact=0.992),))))
+    floats = kernels(identical=math.nan, largest_step=None, agreement_exact=0.985)
+    assert "same class 98.5 %" in section(page(target(kernels=(floats,))))
     exact = kernels(identical=1.0, largest_step=0, agreement_exact=1.0)
     assert "same class" not in section(page(target(kernels=(exact,))))
 

@@ -172,13 +172,13 @@ def test_an_export_is_a_folder_with_the_evidence(target: Target, bundle: Bundle,
         leave(bundle, target.name, out, time=False)
 
 
-@pytest.mark.parametrize("name", ["litert", "cortex-m", "edgetpu"])
-def test_an_operator_that_a_target_lacks_is_named(name: str, with_elu: Bundle, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "settings"), [("litert", ["way=table"]), ("cortex-m", []), ("edgetpu", [])], ids=str)
+def test_an_operator_that_a_target_lacks_is_named(name: str, settings: list[str], with_elu: Bundle, tmp_path: Path) -> None:
     target = registry.find(name)
     if target.version() is None:
         missing(f"what writes for {target.title}")
     with pytest.raises(ModelError, match="Elu") as caught:
-        leave(with_elu, name, tmp_path / "out", time=False)
+        leave(with_elu, name, tmp_path / "out", settings=settings, time=False)
     assert "special" in caught.value.message
     assert caught.value.hint
     assert list(tmp_path.iterdir()) == []

@@ -86,6 +86,16 @@ def case(folder: Path, *, preprocess: Preprocess | None = STEPS, labels: tuple[s
     return Case(source, folder / "artifact.onnx", asked)
 
 
+def with_batch(source: Neutral, size: int) -> Neutral:
+    """The same model, made for so many samples a call."""
+    model = source.model.clone()
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        assert value.shape is not None
+        value.shape = onnx_ir.Shape([size, *list(value.shape)[1:]])
+    inputs, outputs = (tuple(replace(info, shape=(size, *info.shape[1:])) for info in side) for side in (source.inputs, source.outputs))
+    return replace(source, model=model, inputs=inputs, outputs=outputs)
+
+
 def everything_of(model: onnx.ModelProto, asked: Array) -> dict[str, Array]:
     """All tensors of the network on samples; its input keeps its name."""
     renamed = onnx.ModelProto()

@@ -87,6 +87,14 @@ def test_the_board_that_was_asked_for_comes_first(tmp_path: Path) -> None:
     assert "BOARD ?= mps3-an547" in (tmp_path / "Makefile").read_text()
 
 
+def test_a_program_that_the_emulated_board_has_no_room_for_says_how_much_is_missing(tmp_path: Path) -> None:
+    artifact = written(convolutions(), tmp_path)
+    main = tmp_path / "main.c"
+    main.write_text(main.read_text().replace("int main(void) {", "static volatile char more[3u << 20];\nint main(void) { more[0] = 1;"))
+    with pytest.raises(RunError, match=r"^The program does not fit mps3-an547, which is emulated here: 1,\d\d\d KB of SRAM are missing\.$"):
+        CortexM().open(artifact, "qemu-m55")
+
+
 def test_a_program_that_faults_says_so(tmp_path: Path) -> None:
     artifact = written(convolutions(), tmp_path)
     main = tmp_path / "main.c"

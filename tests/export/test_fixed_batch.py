@@ -1,4 +1,4 @@
-"""One sample a call: sizes are fixed, and many samples are fed one by one."""
+"""One sample a call: sizes are fixed."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import pytest
 from pair_case import answers, neutral_of, residual
 
 from graph_cases import Case, node, run, samples, weights
-from lowbit.errors import RunError
 from lowbit.export.falling_back import parts
-from lowbit.export.fixed_batch import one_by_one, with_fixed_batch
+from lowbit.export.fixed_batch import with_fixed_batch
 
 X = samples((3, 4, 8, 8), seed=1)
 
@@ -31,20 +30,6 @@ def test_an_open_batch_stays_open() -> None:
     source = neutral_of(residual())
     model = onnx_ir.to_proto(with_fixed_batch(source, "Some target", batch=None))
     assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "N"
-
-
-def test_many_samples_are_answered_in_their_order() -> None:
-    def double(feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        assert len(feeds["x"]) == 1
-        return {"y": 2 * feeds["x"]}
-
-    assert np.array_equal(one_by_one(double, {"x": np.arange(5.0)})["y"], 2 * np.arange(5.0))
-
-
-@pytest.mark.parametrize("feeds", [{"x": np.zeros(0)}, {"x": np.zeros(2), "mask": np.zeros(3)}])
-def test_no_samples_and_unequal_ones_are_refused(feeds: dict[str, np.ndarray]) -> None:
-    with pytest.raises(RunError, match="equal numbers"):
-        one_by_one(lambda given: given, feeds)
 
 
 def test_parts_hang_together_and_name_what_goes_in_and_out() -> None:

@@ -20,6 +20,7 @@ from lowbit.export.litert.timing import BuiltIn, Xnnpack
 from lowbit.export.litert.writer import schema, to_bytes
 from lowbit.export.neutral import Neutral
 from lowbit.export.program.program import Kind, Port, Program
+from lowbit.export.settings import settings_of
 from lowbit.quant.affine import dequantize, from_range
 from lowbit.types import Array, TensorInfo, Tuning
 
@@ -204,7 +205,7 @@ def neutral() -> Neutral:
 
 def test_the_target_writes_a_folder(tmp_path: Path) -> None:
     target = LiteRT()
-    artifact = target.write(neutral(), tmp_path, {"float_input": True, "float_output": True, "ethos_u": "none"})
+    artifact = target.write(neutral(), tmp_path, settings_of(target, ()))
     assert [file.name for file in artifact.files] == ["model.tflite", "labels.txt", "preprocess.yaml"]
     assert (tmp_path / "labels.txt").read_text() == "a\nb\nc\n"
     assert artifact.facts["file_bytes"] == artifact.size_bytes == (tmp_path / "model.tflite").stat().st_size

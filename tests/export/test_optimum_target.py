@@ -9,19 +9,21 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from by_hand import STEPS, Case, case
+from by_hand import STEPS, Case, case, with_batch
 from target_case import INPUT, OUTPUT
 
 from conftest import missing
 from lowbit.data.geometry import Letterbox
 from lowbit.data.preprocess import Preprocess
+from lowbit.errors import ModelError, RunError, UsageError
 from lowbit.export.base import Artifact
-from lowbit.export.optimum.files import MODEL, config, image_processor, shape_of
-from lowbit.export.optimum.target import ONNXRUNTIME, OPENVINO, OPTIMUM, Optimum
+from lowbit.export.optimum.files import MODEL, image_processor
+from lowbit.export.optimum.openvino_ir import Ir, open_ir
+from lowbit.export.optimum.target import MODULES, ONNXRUNTIME, OPENVINO, OPTIMUM, OPTIMUM_INTEL, Optimum
 from lowbit.export.settings import settings_of
 from lowbit.export.worker import python_of
 from lowbit.plugins import installed_version
-from lowbit.types import TensorInfo
+from lowbit.types import Array
 
 LABELS = tuple(f"thing {index}" for index in range(10))
 
@@ -35,6 +37,28 @@ def write(made: Case, folder: Path, *settings: str) -> Artifact:
     folder.mkdir()
     target = Optimum()
     return target.write(made.source, folder, settings_of(target, settings))
+
+
+def need(kernels: str) -> None:
+    if python_of(kernels, MODULES[kernels].replace(".", "/")) is None:
+        missing(f"{MODULES[kernels]} (LOWBIT_{kernels.upper().replace('-', '_')}_PYTHON or .venv-{kernels})")
+    if kernels == OPTIMUM_INTEL:
+        openvino_is_there()
+
+
+def openvino_is_there() -> None:
+    if installed_version("openvino") is None:
+        missing("openvino")
+
+
+def asked(artifact: Artifact, kernels: str, made: Case) -> Array:
+    session = Optimum().open(artifact, kernels)
+    try:
+        found = session.run({INPUT: made.asked})
+    finally:
+        session.close()
+    assert set(found) == {OUTPUT}
+    return found[OUTPUT]
 
 
 def test_the_folder_is_what_an_image_classifier_is(made: Case, tmp_path: Path) -> None:
@@ -51,34 +75,79 @@ def test_the_folder_is_what_an_image_classifier_is(made: Case, tmp_path: Path) -
 
 
 def test_onnxruntime_answers_in_the_source_names_to_the_bit(made: Case, tmp_path: Path) -> None:
-    session = Optimum().open(write(made, tmp_path / "out"), ONNXRUNTIME)
-    found = session.run({INPUT: made.asked})
-    assert set(found) == {OUTPUT}
-    assert np.array_equal(found[OUTPUT], made.answers())
-    session.close()
+    assert np.array_equal(asked(write(made, tmp_path / "out"), ONNXRUNTIME, made), made.answers())
 
 
-def test_optimum_loads_the_folder_by_itself(made: Case, tmp_path: Path) -> None:
-    if python_of("optimum", "optimum/onnxruntime") is None:
-        missing("Optimum's environment (LOWBIT_OPTIMUM_PYTHON or .venv-optimum)")
-    artifact = write(made, tmp_path / "out")
+def test_optimum_loads_the_folder_by_itself_and_is_fed_as_many_samples_as_the_model_takes(made: Case, tmp_path: Path) -> None:
+    need(OPTIMUM)
+    artifact = write(replace(made, source=with_batch(made.source, 5)), tmp_path / "out")
     assert Optimum().kernel_sets(artifact)[0] == OPTIMUM
-    session = Optimum().open(artifact, OPTIMUM)
-    assert np.array_equal(session.run({INPUT: made.asked})[OUTPUT], made.answers())
-    session.close()
+    assert "optimum.onnxruntime" in artifact.words
+    assert any("takes 5 samples a call" in note for note in artifact.notes)
+    assert np.array_equal(asked(artifact, OPTIMUM, made), made.answers())  # 48 samples
+
+
+def test_optimum_intel_answers_with_the_integers_of_openvinos_file(made: Case, tmp_path: Path) -> None:
+    need(OPTIMUM_INTEL)
+    artifact = write(made, tmp_path / "out")
+    assert artifact.facts["openvino_class"] == "OVModelForImageClassification"
+    assert OPTIMUM_INTEL in Optimum().kernel_sets(artifact)
+    assert "optimum.intel" in artifact.words
+    assert np.array_equal(asked(artifact, OPTIMUM_INTEL, made), asked(artifact, OPENVINO, made))
 
 
 def test_openvino_takes_its_own_files(made: Case, tmp_path: Path) -> None:
-    if installed_version("openvino") is None:
-        missing("openvino")
-    artifact = write(made, tmp_path / "out", "openvino=true")
-    assert {"openvino_model.xml", "openvino_model.bin"} <= {file.name for file in artifact.files}
-    assert any("OVModelForImageClassification" in note and "not run" in note for note in artifact.notes)
-    session = Optimum().open(artifact, OPENVINO)
-    found, ours = session.run({INPUT: made.asked})[OUTPUT], made.answers()
-    session.close()
+    openvino_is_there()
+    artifact = write(made, tmp_path / "out")
+    files = [tmp_path / "out" / name for name in ("openvino_model.xml", "openvino_model.bin")]
+    assert set(files) < set(artifact.files)
+    assert artifact.facts["openvino_bytes"] == sum(file.stat().st_size for file in files)
+    assert any("OVModelForImageClassification" in note and '"INFERENCE_PRECISION_HINT": "f32"' in note for note in artifact.notes)
+    found, ours = asked(artifact, OPENVINO, made), made.answers()
     assert (found.argmax(1) == ours.argmax(1)).mean() >= 0.9
     assert np.abs(found - ours).max() < 0.1 * np.abs(ours).max()
+
+
+def test_openvino_computes_in_32_bit_on_one_thread(made: Case, tmp_path: Path) -> None:
+    openvino_is_there()
+    write(made, tmp_path / "out")
+    session = open_ir(tmp_path / "out" / "openvino_model.xml")
+    assert session.precision == "f32"
+    session.close()
+    assert Ir(Path("x.xml"), {}, reshapes=True).keywords() == {"ov_config": {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}}
+    assert Ir(Path("x.xml"), {}, reshapes=False).keywords()["dynamic_shapes"] is False
+
+
+def test_openvinos_files_can_be_left_out(made: Case, tmp_path: Path) -> None:
+    artifact = write(made, tmp_path / "out", "openvino=false")
+    assert not list((tmp_path / "out").glob("openvino*"))
+    assert not {OPENVINO, OPTIMUM_INTEL} & set(Optimum().kernel_sets(artifact))
+    assert "optimum.intel" not in artifact.words
+    assert any("OVModelForImageClassification finds no model" in note for note in artifact.notes)
+    with pytest.raises(RunError, match="has no kernels 'openvino'"):
+        Optimum().open(artifact, OPENVINO)
+
+
+def test_without_openvino_the_folder_is_for_onnxruntime_alone(made: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lowbit.export.optimum.target.installed_version", lambda *names: None if "openvino" in names else "1.0")
+    artifact = write(made, tmp_path / "out")
+    assert not list((tmp_path / "out").glob("openvino*"))
+    assert any("written without openvino" in note for note in artifact.notes)
+    assert "pip install 'lowbit[openvino]'" in Optimum().abilities().missing
+    with pytest.raises(UsageError, match="openvino=true needs openvino"):
+        write(made, tmp_path / "more", "openvino=true")
+
+
+def test_what_openvino_does_not_take_leaves_for_onnxruntime_alone(made: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    openvino_is_there()
+
+    def refuse(*_: object) -> None:
+        raise ModelError("OpenVINO does not read the model: no Foo.")
+
+    monkeypatch.setattr("lowbit.export.optimum.openvino_ir.write_ir", refuse)
+    assert "Without OpenVINO's files: OpenVINO does not read the model: no Foo." in write(made, tmp_path / "out").notes
+    with pytest.raises(ModelError, match="no Foo"):
+        write(made, tmp_path / "more", "openvino=true")
 
 
 def test_transformers_processor_says_the_same_steps() -> None:
@@ -112,25 +181,3 @@ def test_what_the_processor_cannot_say_is_said_in_words(made: Case, tmp_path: Pa
         assert any(words in note for note in artifact.notes)
         assert not (tmp_path / "out" / "preprocessor_config.json").exists()
         assert "warning" in [finding.severity for finding in Optimum().check(artifact)]
-
-
-def infos(**shapes: tuple[object, ...]) -> tuple[TensorInfo, ...]:
-    return tuple(TensorInfo(name, shape, "float32") for name, shape in shapes.items())  # type: ignore[arg-type]
-
-
-def test_the_class_follows_from_what_goes_in_and_out() -> None:
-    text = infos(input_ids=("n", "t"), attention_mask=("n", "t"))
-    assert shape_of(text, infos(scores=("n", 2)), None).class_name == "ORTModelForSequenceClassification"
-    assert shape_of(text, infos(scores=("n", 2)), None).renamed == {"scores": "logits"}
-    assert shape_of(text, infos(logits=("n", "t", 9)), None).class_name == "ORTModelForTokenClassification"
-    assert shape_of(infos(x=("n", 3, 8, 8)), infos(boxes=("n", 5, 4), scores=("n", 5)), None).class_name == "ORTModelForCustomTasks"
-    assert shape_of(infos(x=("n", 8)), infos(y=("n", 1)), None).class_name == "ORTModelForCustomTasks"
-    assert shape_of(infos(x=("n", 3, 8, 8)), infos(y=("n", 5)), None).openvino_class == "OVModelForImageClassification"
-
-
-def test_classes_without_names_are_numbered() -> None:
-    inputs, outputs = infos(x=("n", 3, 8, 8)), infos(y=("n", 3))
-    found = config(shape_of(inputs, outputs, None), inputs, outputs, ())
-    assert found["id2label"] == {"0": "LABEL_0", "1": "LABEL_1", "2": "LABEL_2"}
-    twice = config(shape_of(inputs, outputs, None), inputs, outputs, ("crane", "dog", "crane"))
-    assert twice["label2id"] == {"crane": 0, "dog": 1}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from by_hand import Case, case
+from by_hand import Case, case, with_batch
 from target_case import INPUT, OUTPUT
 
 from lowbit.errors import ModelError, RunError
@@ -30,6 +30,13 @@ def write(made: Case, folder: Path, *settings: str) -> Artifact:
 def test_the_file_answers_as_the_artifact_to_the_bit(made: Case, tmp_path: Path) -> None:
     session = OrtMobile().open(write(made, tmp_path / "out"), KERNELS)
     assert np.array_equal(session.run({INPUT: made.asked})[OUTPUT], made.answers())
+    session.close()
+
+
+@pytest.mark.parametrize("size", [1, 8])
+def test_any_number_of_samples_is_answered_whatever_the_file_takes(made: Case, tmp_path: Path, size: int) -> None:
+    session = OrtMobile().open(write(replace(made, source=with_batch(made.source, size)), tmp_path / "out"), KERNELS)
+    assert np.array_equal(session.run({INPUT: made.asked[:21]})[OUTPUT], made.answers()[:21])
     session.close()
 
 

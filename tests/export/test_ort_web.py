@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from by_hand import STEPS, Case, case, run
+from by_hand import STEPS, Case, case, run, with_batch
 from PIL import Image
 from target_case import INPUT, OUTPUT
 
@@ -69,6 +69,19 @@ def address(artifact: Artifact) -> Iterator[str]:
     yield f"http://127.0.0.1:{server.server_address[1]}/"
     server.shutdown()
     server.server_close()
+
+
+def test_any_number_of_samples_is_answered_whatever_the_model_takes(made: Case, tmp_path: Path) -> None:
+    of_eight = write(replace(made, source=with_batch(made.source, 8)), tmp_path / "out")
+    need(of_eight, NODE)
+    session = OrtWeb().open(of_eight, NODE)
+    assert np.array_equal(session.run({INPUT: made.asked[:21]})[OUTPUT], made.answers()[:21])
+    session.close()
+
+
+def test_a_page_shows_one_image_so_that_a_model_of_several_has_none(made: Case) -> None:
+    assert "several images a call" in page_facts(with_batch(made.source, 8), "")["lacking"]
+    assert page_facts(with_batch(made.source, 1), "")["lacking"] == ""
 
 
 @pytest.mark.parametrize("kernels", [NODE, CHROMIUM])

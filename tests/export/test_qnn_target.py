@@ -129,9 +129,21 @@ def test_what_qnn_lacks_is_refused_with_its_part(tmp_path: Path) -> None:
     assert caught.value.hint is not None
 
 
+@pytest.mark.parametrize("mode", ["linear", "nearest"])
+def test_interpolated_maps_have_a_grid_of_their_own_and_moved_ones_that_of_their_source(mode: str, tmp_path: Path) -> None:
+    resize = node("Resize", "r '' scales", "big", mode=mode, coordinate_transformation_mode="half_pixel")
+    resize.input[1] = ""
+    case = residual(resize, node("Exp", "big", "e"), last="e", constants={"scales": np.array([1, 1, 2, 2], np.float32)})
+    model = onnx.load(write(neutral_of(case), tmp_path, context=False).main)
+    pairs = {each.input[0]: each for each in named(model, "QuantizeLinear")}
+    scales = {name: float(stored(model, pairs[name].input[1])) for name in ("r", "big", "e")}
+    assert (scales["big"] == scales["r"]) == (mode == "nearest")
+    assert scales["e"] == pytest.approx(np.exp(scales["big"] * 255) / 255, rel=0.05), "Exp is computed on integers, with its own range"
+
+
 def test_what_would_stay_in_floating_point_is_refused(tmp_path: Path) -> None:
-    source = neutral_of(residual(node("Exp", "r", "e"), last="e"))
-    with pytest.raises(ModelError, match=r"Exp 'Exp:e'.*stays in floating point"):
+    source = neutral_of(residual(node("Abs", "r", "e"), last="e"))
+    with pytest.raises(ModelError, match=r"Abs 'Abs:e'.*stays in floating point"):
         write(source, tmp_path)
 
 
@@ -198,6 +210,40 @@ def test_the_emulated_htp_answers_as_the_file_says(bits: int, source: Neutral, t
     step, expected = float(artifact.state.outputs["y"].scale), answers(source, asked)
     assert np.abs(found["htp-emulated"] - found[NUMERICS]).max() <= (2.01 if bits == 8 else 64) * step
     assert relative_error(found["htp-emulated"], expected) < (0.04 if bits == 8 else 0.004)
+
+
+def with_dead_channels() -> Neutral:
+    """A depthwise convolution of which two channels have weights near zero and a bias, as folded batch normalization leaves them."""
+    scales = np.array([1, 1, 1e-9, 1e-16], np.float32)
+    values = {"w": weights(4, 1, 3, 3) * scales[:, None, None, None], "b": np.array([0.1, -0.2, 0.4, -0.3], np.float32)}
+    return neutral_of(Case([node("Conv", "x w b", "y", group=4, pads=[1, 1, 1, 1])], {"x": ["N", 4, 8, 8]}, ["y"], values))
+
+
+def test_channels_that_are_all_but_dead_get_scales_that_fixed_point_bears(tmp_path: Path) -> None:
+    source = with_dead_channels()
+    model = onnx.load(write(source, tmp_path, context=False).main)
+    made = {output: each for each in model.graph.node for output in each.output}
+    (conv,) = named(model, "Conv")
+    scale = stored(model, made[conv.input[1]].input[1])
+    entering, leaving = (float(source.activations[name].scale) for name in ("x", "y"))
+    assert np.allclose(scale[2:], writer.LEAST_MULTIPLIER * leaving / entering)
+    assert np.array_equal(scale[:2], source.weights["w"].scale[:2]), "the others keep their own"
+    bias = made[conv.input[2]]
+    assert np.allclose(stored(model, bias.input[0]) * stored(model, bias.input[1]), [0.1, -0.2, 0.4, -0.3], atol=1e-3 * leaving)
+    told = Qnn().reference(write(source, tmp_path / "again", context=False)).run({"x": X})["y"]
+    assert np.abs(told[:, 2] - 0.4).max() <= 0.51 * leaving
+    assert np.abs(told[:, 3] + 0.3).max() <= 0.51 * leaving
+
+
+def test_the_emulated_htp_answers_channels_that_are_all_but_dead(tmp_path: Path) -> None:
+    if not session.emulates():
+        missing("onnxruntime-qnn")
+    artifact = write(with_dead_channels(), tmp_path, context=False)
+    opened, told = Qnn().open(artifact, session.KERNELS), Qnn().reference(artifact)
+    assert isinstance(artifact.state, target.State)
+    apart = np.abs(opened.run({"x": X[:2]})["y"] - told.run({"x": X[:2]})["y"]) / float(artifact.state.outputs["y"].scale)
+    opened.close()
+    assert apart.max() <= 1.01
 
 
 def test_a_file_that_qnn_cannot_compile_ends_its_own_process_alone(tmp_path: Path) -> None:

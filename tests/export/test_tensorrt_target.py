@@ -173,6 +173,10 @@ def test_shapes_are_given_where_the_batch_is_open() -> None:
     ]
 
 
+def test_names_that_trtexec_would_cut_are_quoted() -> None:
+    assert shapes([TensorInfo("input:0", ("N", 3), "float32"), *INPUTS[1:]], 2) == "'input:0':2x3,a mask:2x7"
+
+
 @pytest.mark.parametrize("most", [1, 8])
 def test_the_command_gives_trtexec_just_these_flags(most: int, source: Neutral, tmp_path: Path) -> None:
     artifact = write(source, tmp_path, max_batch=most)

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
 
 from lowbit.graph import ir_files
-from lowbit.graph.spelling import halve_gelu_last, keep_sums_apart
+from lowbit.graph.spelling import halve_gelu_last, keep_sums_apart, name_gelus
 
 WIDTH = 6
 
@@ -102,3 +103,39 @@ def test_a_bias_before_a_normalisation_is_no_residual_sum(tmp_path: Path) -> Non
     next(node for node in proto.graph.node if node.output[0] == "sum").input[1] = "gain"
     onnx.save_model(proto, source)
     assert keep_sums_apart(ir_files.read(source)) == 0
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize("reciprocal", [False, True])
+@pytest.mark.parametrize("order", ["half first", "half last", "half before"])
+def test_a_gelu_gets_its_name_in_whatever_order_it_is_written(tmp_path: Path, order: str, swapped: bool, reciprocal: bool) -> None:
+    source = block(tmp_path / "source.onnx", swapped=swapped, reciprocal=reciprocal)
+    model = ir_files.read(source)
+    if order == "half last":
+        assert halve_gelu_last(model) == 1
+    elif order == "half before":
+        halve_before(model)
+    wanted = run(source)
+    assert name_gelus(model) == 1
+    assert [node.op_type for node in model.graph] == ["Gelu", "Add", "LayerNormalization"]
+    assert next(iter(model.graph)).outputs[0].name == "gelu"
+    model.opset_imports[""] = 20  # the first that knows it by this name
+    ir_files.write(model, tmp_path / "named.onnx")
+    for found, before in zip(run(tmp_path / "named.onnx"), wanted, strict=True):
+        assert np.abs(found - before).max() < 1e-5
+
+
+def halve_before(model: ir.Model) -> None:
+    """x · (½ · gate) -> (x · ½) · gate, in place."""
+    nodes = {str(node.outputs[0].name): node for node in model.graph}
+    inner, outer, gate, half = nodes["halved"], nodes["gelu"], nodes["gate"].outputs[0], model.graph.initializers["half"]
+    inner.replace_input_with(0, model.graph.inputs[0])
+    inner.replace_input_with(1, half)
+    outer.replace_input_with(0, gate)
+    outer.replace_input_with(1, inner.outputs[0])
+
+
+def test_what_only_looks_like_a_gelu_keeps_its_name(tmp_path: Path) -> None:
+    model = ir_files.read(block(tmp_path / "source.onnx", half=0.25))
+    assert name_gelus(model) == 0
+    assert len(list(model.graph)) == 7

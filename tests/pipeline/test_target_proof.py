@@ -55,6 +55,11 @@ def test_cosine_is_a_mean_over_samples() -> None:
     assert cosine(-ours, ours) == pytest.approx(-1 / 3)
 
 
+def test_of_one_number_a_sample_the_cosine_is_over_all_samples() -> None:
+    ours, theirs = np.array([[1.0], [2.0], [2.0]]), np.array([[2.0], [1.0], [2.0]])
+    assert cosine(theirs, ours) == pytest.approx(8 / 9)
+
+
 def test_levels_are_counted_on_the_outputs_own_grid() -> None:
     grid = Affine(np.float32(0.5), np.int32(-3), "int8", symmetric=False)
     tensors = {"q": Tensor("q", (1, 4), "int8", grid), "real": Tensor("real", (1, 4), "float32")}

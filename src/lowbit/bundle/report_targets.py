@@ -14,7 +14,7 @@ _HEADS = (
     ("Target", ""),
     ("Tried", "how far"),
     ("Same class", "as this bundle's"),
-    ("Identical", "levels to the reference"),
+    ("Reference", "identical levels"),
     ("Metric", "change [interval]"),
     ("Gate", ""),
     ("Size", ""),
@@ -98,10 +98,11 @@ def same_class(each: KernelsEntry) -> str:
 
 def identical(each: KernelsEntry) -> str:
     """Share of output levels equal to the exact reference's; the largest difference, and the classes that are the same all the same."""
+    same = "" if math.isnan(each.agreement_exact) else f"same class {words.share(each.agreement_exact)}"
     if math.isnan(each.identical):
-        return words.NONE
-    same = "" if math.isnan(each.agreement_exact) else f"; same class {words.share(each.agreement_exact)}"
-    return words.share(each.identical) + (f", off by at most {each.largest_step}{same}" if each.largest_step else "")
+        return same or words.NONE
+    steps = f", off by at most {each.largest_step}" if each.largest_step else ""
+    return words.share(each.identical) + steps + (f"; {same}" if same and steps else "")
 
 
 def arena(entry: TargetEntry) -> str:

@@ -398,10 +398,12 @@ class KernelsEntry(Entry):
     agreement_low: Number = Field(description="Of its 95 % interval.")
     agreement_high: Number
     agreement_with_ties: Number = Field(description="The same, where several highest outputs are equal and the class is among them.")
-    cosine: Number = Field(description="Mean over samples, of the outputs to those of the bundle's own artifact.")
+    cosine: Number = Field(
+        description="Of the outputs to those of the bundle's own artifact, mean over samples; of single numbers over all."
+    )
     identical: Number = Field(description="Share of output levels that equal the exact reference's; null where there is none.")
     largest_step: Count | None = Field(description="Largest difference to it, in levels.")
-    agreement_exact: Number = Field(default=math.nan, description="Share of samples with the reference's class; null likewise.")
+    agreement_exact: Number = Field(default=math.nan, description="Share of samples with its reference's class; null where it has none.")
     metric: MetricEntry | None = Field(description="On labelled data.")
     delta: DeltaEntry | None = Field(description="Against the full-precision model, paired.")
     verdict: Literal["ship", "provisional", "recover", "refuse"] | None = Field(description="Of the accuracy gate; null without data.")

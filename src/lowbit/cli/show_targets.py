@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,7 +46,7 @@ def kernels_table(kernels: Sequence[KernelsEntry]) -> Table:
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False)
-    for head in ("kernels", "samples", "same class", "identical", "metric", "change", "verdict", "latency", "speedup"):
+    for head in ("kernels", "samples", "same class", "to its reference", "metric", "change", "verdict", "latency", "speedup"):
         table.add_column(head, justify="left" if head in ("kernels", "verdict") else "right")
     for each in kernels:
         if each.error:
@@ -57,7 +56,7 @@ def kernels_table(kernels: Sequence[KernelsEntry]) -> Table:
             each.kernels,
             f"{each.samples:,}{' drawn' if each.drawn else ''}",
             same_class(each),
-            "" if math.isnan(each.identical) else identical(each),
+            identical(each).replace(words.NONE, ""),
             words.metric_value(each.metric.name, each.metric.value) if each.metric else "",
             words.change(each.delta) if each.delta else "",
             Text(each.verdict, style=COLOURS[each.verdict]) if each.verdict else "",

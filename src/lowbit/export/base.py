@@ -65,6 +65,7 @@ class Artifact:
         notes: What people should know: approximations, limits, what to do next.
         state: What the same target's `open` and `check` need besides the files; not kept on disk.
         program: The integer program that it has to compute exactly, where it is of one: what its answers are compared with.
+        words: What a result means, where it is something else than the target's abilities say; "" where it is not.
     """
 
     main: Path
@@ -73,6 +74,7 @@ class Artifact:
     notes: tuple[str, ...] = ()
     state: object | None = None
     program: Program | None = None
+    words: str = ""
 
     @property
     def size_bytes(self) -> int:
@@ -186,4 +188,26 @@ class Timed(Protocol):
 
     def timed(self, artifact: Artifact) -> Mapping[str, tuple[str, Path]]:
         """Kernel set -> name of the runtime (`lowbit.runtimes.registry`), and the file it opens."""
+        ...
+
+
+@runtime_checkable
+class Referenced(Protocol):
+    """A target whose artifacts have grids of their own, and no integer program: what was written is its own reference."""
+
+    def reference(self, artifact: Artifact) -> TargetSession:
+        """The artifact step by step, without any kernel that is meant to be fast; `write` gave it.
+
+        Raises:
+            RunError: it does not load.
+        """
+        ...
+
+
+@runtime_checkable
+class Calibrating(Protocol):
+    """A target that may measure ranges by itself, on real samples: `Neutral.samples`, of which none judges."""
+
+    def samples_wanted(self, source: Neutral, settings: Mapping[str, Setting]) -> int:
+        """How many it would take of a model with these settings; 0 where it needs none. Fewer, or none at all, may come."""
         ...

@@ -1,22 +1,16 @@
-"""One sample a call, every shape known: what targets without dynamic shapes are given, and how many samples are fed to them."""
+"""One sample a call, every shape known: what targets without dynamic shapes are given."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from lowbit.errors import ModelError, RunError
-from lowbit.export.named_session import ONE_THREAD, NamedSession
+from lowbit.errors import ModelError
 from lowbit.export.neutral import Neutral
 from lowbit.graph import ir_files
-from lowbit.quant.affine import Affine
 from lowbit.quiet import no_telemetry
-from lowbit.runtimes.onnxruntime_cpu import OnnxRuntimeCpu
-from lowbit.types import Array, Feeds, TensorInfo
+from lowbit.types import TensorInfo
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -49,29 +43,6 @@ def with_fixed_batch(source: Neutral, title: str, *, batch: int | None = 1) -> i
             elif value.shape is not None and not value.is_graph_output() and not value.shape.is_static():
                 value.shape = None  # said of any number of samples; whoever reads the file infers it
     return _folded(model) if any(node.op_type in _SHAPES for node in model.graph) else model
-
-
-def one_by_one(run: Callable[[Feeds], dict[str, Array]], feeds: Feeds) -> dict[str, Array]:
-    """Runs samples through what takes one at a time.
-
-    Raises:
-        RunError: no samples, or not as many of each input; or the run failed.
-    """
-    sizes = {len(values) for values in feeds.values()}
-    if len(sizes) != 1 or 0 in sizes:
-        raise RunError(f"Samples are fed in equal numbers, at least one; there were {sorted(sizes)}.", "Feed [N, ...] for every input.")
-    answers = [run({name: values[index : index + 1] for name, values in feeds.items()}) for index in range(sizes.pop())]
-    return {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
-
-
-def singly_on_onnxruntime(path: Path, grids: Mapping[str, Affine]) -> NamedSession:
-    """A file that takes one sample a call, on onnxruntime's CPU provider with one thread.
-
-    Raises:
-        RunError: it does not load.
-    """
-    session = OnnxRuntimeCpu().open(path, ONE_THREAD)
-    return NamedSession(lambda feeds: one_by_one(session.run, feeds), session.close, grids)
 
 
 def _refuse_dynamic(inputs: tuple[TensorInfo, ...], title: str) -> None:

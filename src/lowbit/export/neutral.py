@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from lowbit.errors import ModelError
@@ -13,7 +13,7 @@ from lowbit.export.neutral_pairs import Stripped, strip_pairs
 from lowbit.export.neutral_ranges import ranges_of, true_statistics
 from lowbit.measure.tasks import main_output, width_of
 from lowbit.quant.affine import Affine
-from lowbit.types import TensorInfo
+from lowbit.types import Feeds, TensorInfo
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -39,6 +39,8 @@ class Neutral:
         preprocess: What is done to samples before; None where nothing is.
         labels: Names of the classes, where known.
         candidate: Id of the candidate it came from.
+        samples: Input -> real values [N, ...] for targets that measure ranges by themselves; none of them judges. Empty where none were
+            asked for, or there are none.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Neutral:
     preprocess: Preprocess | None
     labels: tuple[str, ...]
     candidate: str
+    samples: Feeds = field(default_factory=dict)
 
 
 def read_neutral(bundle: Bundle, candidate: str | None = None) -> Neutral:

@@ -35,7 +35,7 @@ def python_of(name: str, module: str) -> Path | None:
         name: Of the environment: "optimum".
         module: That it must have, as a folder of its site-packages: "optimum/onnxruntime".
     """
-    given = os.environ.get(f"LOWBIT_{name.upper()}_PYTHON")
+    given = os.environ.get(f"LOWBIT_{name.upper().replace('-', '_')}_PYTHON")
     places = [Path(given)] if given else []
     for python in (*places, Path(f".venv-{name}/bin/python"), Path(sys.executable)):
         root = python.absolute().parents[1]

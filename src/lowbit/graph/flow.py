@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lowbit.graph.groups import Group, is_constant, is_standard, may_be_float
+from lowbit.graph.groups import Group, is_standard, keeps_grid, may_be_float
 from lowbit.graph.profiles import Profile
 from lowbit.recipe import QuantSpec
 
@@ -157,21 +157,6 @@ class Flow:
 def is_matrix_product(group: Group) -> bool:
     """Whether a group multiplies matrices: by weights, or two activations (attention)."""
     return group.is_product or group.kind == "MatMul"
-
-
-def keeps_grid(node: ir.Node) -> bool:
-    """Whether a move hands on values of its input and zeros alone: padding with another number or interpolation gives others."""
-    if node.op_type == "Resize":
-        return ("mode" not in node.attributes or node.attributes["mode"].as_string() == "nearest") and _method(node) != "tf_crop_and_resize"
-    if node.op_type != "Pad" or (len(node.inputs) > 2 and node.inputs[2] is None) or len(node.inputs) < 3:
-        return True
-    filler = node.inputs[2]
-    return is_constant(filler) and filler is not None and filler.const_value is not None and not filler.const_value.numpy().any()
-
-
-def _method(node: ir.Node) -> str:
-    name = "coordinate_transformation_mode"
-    return node.attributes[name].as_string() if name in node.attributes else ""
 
 
 def _same(found: Mapping[str, QuantSpec], tensors: list[str]) -> QuantSpec | None:

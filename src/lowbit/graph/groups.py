@@ -84,6 +84,21 @@ def may_be_float(value: ir.Value) -> bool:
     return value.dtype in (None, onnx_ir.DataType.FLOAT)
 
 
+def keeps_grid(node: ir.Node) -> bool:
+    """Whether a move hands on values of its input and zeros alone: padding with another number or interpolation gives others."""
+    if node.op_type == "Resize":
+        return ("mode" not in node.attributes or node.attributes["mode"].as_string() == "nearest") and _method(node) != "tf_crop_and_resize"
+    if node.op_type != "Pad" or (len(node.inputs) > 2 and node.inputs[2] is None) or len(node.inputs) < 3:
+        return True
+    filler = node.inputs[2]
+    return is_constant(filler) and filler is not None and filler.const_value is not None and not filler.const_value.numpy().any()
+
+
+def _method(node: ir.Node) -> str:
+    name = "coordinate_transformation_mode"
+    return node.attributes[name].as_string() if name in node.attributes else ""
+
+
 def channel_axis(node: ir.Node) -> int | None:
     """The axis of a product's weight that its output channels lie on.
 
@@ -129,7 +144,7 @@ def _anchor(node: ir.Node, profile: Profile) -> Anchor | None:
         return _product(node, profile, computed)
     if node.op_type in profile.elementwise and _is_elementwise(node, profile, computed):
         return computed, None, None
-    if node.op_type in profile.unary and 0 in computed:
+    if node.op_type in profile.unary and 0 in computed and not (node.op_type in profile.moves and keeps_grid(node)):
         return {0: computed[0]}, None, None
     return None
 

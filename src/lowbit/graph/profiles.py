@@ -38,7 +38,8 @@ class Profile:
         absorbed: Operators that a kernel applies to its result before it is rounded, so that nothing is quantized between.
         gates: Operators g for which x * g(x) is absorbed as one activation (SiLU, hard swish).
         elementwise: Operators of several activations with an integer kernel.
-        unary: Operators of one activation with an integer kernel and a grid of their own.
+        unary: Operators of one activation with an integer kernel and a grid of their own. Those among `moves`, too, have it where they do
+            more than move: Resize that interpolates.
         moves: Operators that keep the grid.
         joins: Operators whose inputs and output share one grid.
         joins_rows: A matrix product on integers may read a join along another axis than the one it sums over.
@@ -141,7 +142,7 @@ QNN = Profile(
     elementwise=frozenset({"Add", "Div", "Mul", "Sub"}),
     unary=frozenset(
         {"AveragePool", "Clip", "Elu", "Gelu", "GlobalAveragePool", "HardSigmoid", "HardSwish", "LeakyRelu", "PRelu", "ReduceMean", "Relu"}
-        | {"Sigmoid", "Softmax", "Tanh"}
+        | {"Exp", "Resize", "Sigmoid", "Softmax", "Tanh"}
     ),
     attention=True,
     constants=True,

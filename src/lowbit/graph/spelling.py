@@ -36,6 +36,32 @@ def halve_gelu_last(model: ir.Model) -> int:
     return found
 
 
+def name_gelus(model: ir.Model) -> int:
+    """Writes x · (1 + erf(x/√2)) · ½, in any order, as one Gelu, in place, whatever the model's operator set: for readers that know the
+    operator by its name and have a kernel for it.
+
+    Returns:
+        How many were rewritten.
+    """
+    import onnx_ir
+
+    found = 0
+    for node in list(model.graph):
+        x = _gated(node)
+        if x is None:
+            continue
+        made = onnx_ir.node("Gelu", [x], name=f"{node.name}_gelu")
+        old = node.outputs[0]
+        made.outputs[0].type, made.outputs[0].shape = old.type, old.shape
+        model.graph.insert_before(node, made)
+        name = old.name
+        old.replace_all_uses_with(made.outputs[0], replace_graph_outputs=old.is_graph_output())
+        _remove(model, node)
+        made.outputs[0].name = name
+        found += 1
+    return found
+
+
 def keep_sums_apart(model: ir.Model) -> int:
     """Writes every Add in front of a LayerNormalization as Sum, in place, which no optimizer fuses with it.
 
@@ -76,6 +102,38 @@ def _halved_first(node: ir.Node) -> tuple[ir.Node, ir.Value, ir.Value, ir.Value]
                 assert half is not None
                 return inner, x, gate, half
     return None
+
+
+def _gated(node: ir.Node) -> ir.Value | None:
+    """Of a Mul that gives a GELU, x; None of any other node."""
+    if node.op_type != "Mul":
+        return None
+    if (parts := _halved_first(node)) is not None:
+        return parts[1]
+    for half, whole in (node.inputs, reversed(node.inputs)):
+        inner = whole.producer() if whole is not None and _is(half, _HALF) else None
+        if inner is None or inner.op_type != "Mul":
+            continue
+        for x, gate in (inner.inputs, reversed(inner.inputs)):
+            if x is not None and gate is not None and _is_gate(gate, x):
+                return x
+    for x, gate in (node.inputs, reversed(node.inputs)):  # (x · ½) · (1 + erf)
+        scaled = x.producer() if x is not None else None
+        if scaled is None or scaled.op_type != "Mul" or gate is None:
+            continue
+        for half, inner_x in (scaled.inputs, reversed(scaled.inputs)):
+            if inner_x is not None and _is(half, _HALF) and _is_gate(gate, inner_x):
+                return inner_x
+    return None
+
+
+def _remove(model: ir.Model, node: ir.Node) -> None:
+    """Removes a node that nobody reads, and those in front of it that nobody reads then."""
+    makers = [value.producer() for value in node.inputs if value is not None]
+    model.graph.remove(node, safe=True)
+    for maker in dict.fromkeys(maker for maker in makers if maker is not None):
+        if maker.graph is not None and not any(list(value.uses()) or value.is_graph_output() for value in maker.outputs):
+            _remove(model, maker)
 
 
 def _is_gate(value: ir.Value, x: ir.Value) -> bool:

@@ -110,7 +110,7 @@ def optimize(
             reporter.note(described_parity(request.model.origin.parity))
         result = carry_out(request, Path(out) if out else Path("build") / request.model.path.stem, reporter, command, started)
         if known:
-            entries = leave_all(result.bundle, known, request.split.confirm, reporter=reporter)
+            entries = leave_all(result.bundle, known, request.split.confirm, calibration=request.split.calibration, reporter=reporter)
             result = replace(result, bundle=with_targets(result.bundle, entries))
         return result
 

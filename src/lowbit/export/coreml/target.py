@@ -12,8 +12,7 @@ from lowbit.export.base import Abilities, Artifact, Finding, Setting, Wish
 from lowbit.export.coreml.build import build
 from lowbit.export.coreml.interpreter import Interpreter, load_program
 from lowbit.export.coreml.package import convert, palettized, save
-from lowbit.export.fixed_batch import one_by_one
-from lowbit.export.named_session import NamedSession, write_beside
+from lowbit.export.named_session import NamedSession, fixed_size, write_beside
 from lowbit.export.neutral import Neutral
 from lowbit.plugins import installed_version
 from lowbit.quant.affine import Affine
@@ -26,10 +25,11 @@ _PRODUCTS = ("conv", "conv_transpose", "linear", "matmul")
 
 @dataclass(frozen=True)
 class Written:
-    """What `open` needs beside the package: names and grids of its ends."""
+    """What `open` needs beside the package: names and grids of its ends, and how many samples it takes a call."""
 
     names: Mapping[str, str]
     grids: Mapping[str, Affine]
+    size: int
 
 
 class CoreMl:
@@ -79,7 +79,7 @@ class CoreMl:
         }
         grids = built.grids if kind == INT8 else {}
         notes = (f"{WORDS[0].upper()}{WORDS[1:]}.", *_notes(source, kind, built.wide))
-        return Artifact(main, files, facts, notes, Written(built.names, grids))
+        return Artifact(main, files, facts, notes, Written(built.names, grids, fixed_size(source.inputs) or 1))
 
     def check(self, artifact: Artifact) -> Sequence[Finding]:
         """What the saved program says of integers."""
@@ -107,9 +107,9 @@ class CoreMl:
         if kernels != KERNELS:
             raise RunError(f"Core ML has no kernels '{kernels}' here; it has '{KERNELS}'.")
         state = artifact.state
-        names, grids = (state.names, state.grids) if isinstance(state, Written) else ({}, {})
+        assert isinstance(state, Written), "the artifact is not of this target"
         interpreter = Interpreter(artifact.main)
-        return NamedSession(lambda feeds: one_by_one(interpreter.run, feeds), lambda: None, grids, names)
+        return NamedSession(interpreter.run, lambda: None, state.grids, state.names, state.size)
 
 
 def _palettized(model: object) -> object:

@@ -84,14 +84,23 @@ def build(folder: Path, kernels: str, into: Path) -> Path:
         The program.
 
     Raises:
-        RunError: The compiler refuses, with what it said.
+        RunError: The board that is emulated is too small; or the compiler refuses, with what it said.
     """
     if kernels == HOST:
         _make(folder, ["host", f"HOST_CC={host_compiler()}", f"BUILD={into}"])
         return into / HOST
     board = KERNELS[kernels]
-    _make(folder, ["all", f"BOARD={board}", f"BUILD={into}"])
+    try:
+        _make(folder, ["all", f"BOARD={board}", f"BUILD={into}"])
+    except RunError as error:
+        if lacking := re.search(r"region `(\w+)' overflowed by (\d+) bytes", error.message):
+            raise RunError(f"The program does not fit {board}, which is emulated here: {_lacking(*lacking.groups())}.") from error
+        raise
     return into / f"{board}.elf"
+
+
+def _lacking(region: str, count: str) -> str:
+    return f"{-(-int(count) // 1024):,} KB of {'SRAM' if region == 'SRAM' else 'flash'} are missing"
 
 
 def size(program: Path) -> Size:

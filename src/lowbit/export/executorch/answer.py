@@ -1,6 +1,7 @@
 """Runs in ExecuTorch's own environment, not in lowbit's: `python answer.py write PT2 PTE`, or `python answer.py run PTE NAMES`.
 
-`run` speaks what lowbit.export.worker describes; NAMES is {"inputs": [...], "outputs": [...]} in the program's order.
+`run` speaks what lowbit.export.worker describes; NAMES is {"inputs": [...], "outputs": [...], "size": 1}: in the program's order,
+and samples a call.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def write(program: str, out: str) -> None:
     print(json.dumps({"outputs": {}, "delegates": delegated, "left": left}), flush=True)
 
 
-def run(path: str, names: dict[str, list[str]]) -> None:
+def run(path: str, names: dict[str, Any]) -> None:
     """Loads a .pte and answers until the input ends."""
     import importlib
 
@@ -61,15 +62,15 @@ def run(path: str, names: dict[str, list[str]]) -> None:
         print(json.dumps(answer), flush=True)
 
 
-def answered(method: Any, names: dict[str, list[str]], request: dict[str, Any]) -> dict[str, Any]:
-    """Runs samples one by one and writes what comes out."""
+def answered(method: Any, names: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
+    """Runs as many samples a call as the program takes, and writes what comes out."""
     import torch
 
     feeds = request["feeds"]
     arrays = [np.fromfile(feeds[name]["file"], feeds[name]["dtype"]).reshape(feeds[name]["shape"]) for name in names["inputs"]]
     rows = []
-    for index in range(len(arrays[0])):
-        given = [torch.from_numpy(np.ascontiguousarray(array[index : index + 1])) for array in arrays]
+    for index in range(0, len(arrays[0]), names["size"]):
+        given = [torch.from_numpy(np.ascontiguousarray(array[index : index + names["size"]])) for array in arrays]
         rows.append([value.numpy().copy() for value in method.execute(given)])
     found = {}
     for place, name in enumerate(names["outputs"]):

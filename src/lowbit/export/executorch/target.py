@@ -19,7 +19,7 @@ import numpy as np
 from lowbit.errors import ModelError, RunError, UsageError
 from lowbit.export.base import Abilities, Artifact, Finding, Setting, Wish
 from lowbit.export.fixed_batch import with_fixed_batch
-from lowbit.export.named_session import NamedSession, write_beside
+from lowbit.export.named_session import NamedSession, fixed_size, write_beside
 from lowbit.export.neutral import Neutral
 from lowbit.export.neutral_ranges import span
 from lowbit.export.qdq_again import format_of
@@ -40,17 +40,18 @@ XNNPACK = Profile(
 """Its kernels hand out integers alone: a product's result is always rounded."""
 
 _MODULE = "executorch/exir"
-_MISSING = "python -m venv .venv-executorch && .venv-executorch/bin/pip install -r tests/export/executorch.txt"
+_MISSING = "python -m venv .venv-executorch && .venv-executorch/bin/pip install torch==2.13.0 executorch==1.5.1"
 _SECONDS = 1200
 
 
 @dataclass(frozen=True)
 class Written:
-    """What `open` needs beside the file: names in its own order, and grids of rounded outputs."""
+    """What `open` needs beside the file: names in its own order, grids of rounded outputs, and how many samples it takes a call."""
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     grids: Mapping[str, Affine]
+    size: int
 
 
 class ExecuTorch:
@@ -88,7 +89,9 @@ class ExecuTorch:
         facts: dict[str, Setting] = {"executorch": self.version() or "", "delegates": int(told["delegates"]), "operators_left": len(left)}
         notes = (f"Outside XNNPACK, in ExecuTorch's portable kernels: {', '.join(left)}.",) if left else ()
         grids = {info.name: activations[info.name] for info in source.outputs if info.name in activations}
-        state = Written(tuple(info.name for info in source.inputs), tuple(info.name for info in source.outputs), grids)
+        state = Written(
+            tuple(info.name for info in source.inputs), tuple(info.name for info in source.outputs), grids, fixed_size(source.inputs) or 1
+        )
         return Artifact(main, (main, *write_beside(source, folder)), facts, notes, state)
 
     def check(self, artifact: Artifact) -> Sequence[Finding]:
@@ -112,9 +115,9 @@ class ExecuTorch:
             raise RunError(f"ExecuTorch has no kernels '{kernels}' here.", _MISSING if python is None else f"It has '{KERNELS}'.")
         state = artifact.state
         assert isinstance(state, Written), "the artifact is not of this target"
-        names = json.dumps({"inputs": state.inputs, "outputs": state.outputs})
+        names = json.dumps({"inputs": state.inputs, "outputs": state.outputs, "size": state.size})
         worker = Worker([python, "-I", Path(__file__).with_name("answer.py"), "run", artifact.main, names], "ExecuTorch")
-        return NamedSession(worker.ask, worker.close, state.grids)
+        return NamedSession(worker.ask, worker.close, state.grids, size=state.size if state.size > 1 else None)
 
 
 def _program(source: Neutral, folder: Path) -> tuple[Path, Mapping[str, Affine]]:

@@ -36,14 +36,14 @@ def read(content: bytes, schema: Any) -> Program:
         RunError: somebody else wrote it.
     """
     model = schema.Model.GetRootAs(content, 0)
-    said = json.loads(_buffer(model) or "null")
-    if said is None:
+    told = said(model)
+    if told is None or "way" in told:
         raise RunError(
             "This .tflite file was not written by lowbit: the layout of what it takes is not known.", "Write it with `lowbit export`."
         )
     graph = model.Subgraphs(0)
     number = {graph.Tensors(k).Name().decode(): k for k in range(graph.TensorsLength())}
-    inputs, outputs = (tuple(_port(entry) for entry in said[key]) for key in ("inputs", "outputs"))
+    inputs, outputs = (tuple(_port(entry) for entry in told[key]) for key in ("inputs", "outputs"))
     last = [graph.Operators(k) for k in range(graph.OperatorsLength())]
     ends = {number[port.tensor] for port in outputs}
     real = schema.BuiltinOperator.DEQUANTIZE
@@ -52,7 +52,13 @@ def read(content: bytes, schema: Any) -> Program:
     tensors = {tensor.name: tensor for tensor in (_tensor(graph.Tensors(k), schema) for k in sorted(wanted))}
     names = {k: name for name, k in number.items()}
     operations = tuple(Operation(Kind.DEQUANTIZE, (names[op.Inputs(0)],), (names[op.Outputs(0)],)) for op in steps)
-    return Program(said["name"], tensors, operations, inputs, outputs)
+    return Program(told["name"], tensors, operations, inputs, outputs)
+
+
+def said(model: Any) -> dict[str, Any] | None:
+    """What lowbit keeps in a file (the flatbuffer's Model); None in a file of somebody else's."""
+    found: dict[str, Any] | None = json.loads(_buffer(model) or "null")
+    return found
 
 
 def _said(port: Port) -> dict[str, object]:
@@ -75,10 +81,11 @@ def _buffer(model: Any) -> bytes | None:
 
 def _tensor(tensor: Any, schema: Any) -> Tensor:
     types: dict[int, Dtype] = {schema.TensorType.INT8: "int8", schema.TensorType.FLOAT32: "float32"}
-    return Tensor(tensor.Name().decode(), tuple(tensor.ShapeAsNumpy().tolist()), types[tensor.Type()], _grid(tensor.Quantization()))
+    return Tensor(tensor.Name().decode(), tuple(tensor.ShapeAsNumpy().tolist()), types[tensor.Type()], grid(tensor.Quantization()))
 
 
-def _grid(quantization: Any) -> Affine | None:
+def grid(quantization: Any) -> Affine | None:
+    """The grid of a whole tensor (the flatbuffer's QuantizationParameters); None where it has none."""
     if quantization is None or not quantization.ScaleLength():
         return None
     return Affine(np.array(quantization.Scale(0), np.float32), np.array(quantization.ZeroPoint(0), np.int32), "int8", symmetric=False)

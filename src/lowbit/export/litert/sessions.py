@@ -42,7 +42,7 @@ def kernel_sets() -> tuple[str, ...]:
     return (*(RESOLVERS if "ai-edge-litert" in there else ()), *((MICRO,) if MICRO in there else ()))
 
 
-class _Engine(Protocol):
+class Engine(Protocol):
     """One loaded file: arrays in the program's shapes go in and come out."""
 
     def set(self, number: int, value: Array) -> None: ...
@@ -123,7 +123,7 @@ class LiteRtSession:
             for ports in (program.inputs, program.outputs)
         )
         self._program = program
-        self._engine: _Engine | None = _load(content, kernels, threads)
+        self._engine: Engine | None = load(content, kernels, threads)
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
         """Answers in the source model's names, layout and dtype: see `TargetSession.run`."""
@@ -156,7 +156,7 @@ class LiteRtSession:
         """TensorFlow Lite Micro's own report on its memory, after a call; empty for other kernels."""
         return self._engine.allocations() if isinstance(self._engine, _Micro) else ""
 
-    def _open(self, feeds: Feeds) -> _Engine:
+    def _open(self, feeds: Feeds) -> Engine:
         if self._engine is None:
             raise RunError("This session is closed.", "Open the artifact again.")
         check_feeds(self.inputs, feeds)
@@ -170,7 +170,7 @@ class LiteRtSession:
         for row in range(count):
             for number, port in enumerate(self._program.inputs):
                 engine.set(number, self._fed(port, feeds, row))
-            _invoke(engine, self.kernels)
+            invoke(engine, self.kernels)
             for number, rows in enumerate(kept):
                 rows.append(np.array(engine.get(number)))
         return [(port, self._stacked(port, rows)) for port, rows in zip(self._program.outputs, kept, strict=True)]
@@ -223,8 +223,13 @@ def check_file(content: bytes, kernels: str) -> None:
         raise RunError(f"This is no .tflite file, so it does not load on {kernels}.", "Write it again with `lowbit export`.")
 
 
-def _load(content: bytes, kernels: str, threads: int) -> _Engine:
-    """An interpreter; what a library prints beside its exception is part of the message."""
+def load(content: bytes, kernels: str, threads: int) -> Engine:
+    """An interpreter; what a library prints beside its exception is part of the message.
+
+    Raises:
+        RunError: the file does not load.
+        UsageError: no such kernels here.
+    """
     if kernels not in kernel_sets():
         raise unknown("kernel set", kernels, kernel_sets())
     check_file(content, kernels)
@@ -238,7 +243,12 @@ def _load(content: bytes, kernels: str, threads: int) -> _Engine:
     raise RunError(f"The file does not load on {kernels}: {' '.join([str(failure), *printed[-3:]])}") from failure
 
 
-def _invoke(engine: _Engine, kernels: str) -> None:
+def invoke(engine: Engine, kernels: str) -> None:
+    """Runs what was set.
+
+    Raises:
+        RunError: it fails.
+    """
     try:
         engine.invoke()
     except (RuntimeError, ValueError) as error:

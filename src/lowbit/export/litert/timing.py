@@ -7,8 +7,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from lowbit.errors import RunError
-from lowbit.export.litert import outline, sessions
-from lowbit.export.litert.writer import schema
+from lowbit.export.litert import sessions
+from lowbit.export.litert.opening import opened
+from lowbit.export.litert.recalibrated.session import RecalibratedSession
 from lowbit.measure.load import cores
 from lowbit.plugins import installed_version
 from lowbit.runtimes.base import DEFAULT, need_file
@@ -36,7 +37,7 @@ class Xnnpack:
         """All cores, or one."""
         return (Tuning(),) if hardware.cores == 1 else (Tuning(), Tuning(threads=1))
 
-    def open(self, path: Path, tuning: Tuning = DEFAULT, batch: int | None = None) -> sessions.LiteRtSession:
+    def open(self, path: Path, tuning: Tuning = DEFAULT, batch: int | None = None) -> sessions.LiteRtSession | RecalibratedSession:
         """See `lowbit.runtimes.base.Runtime`; streams are sessions of their own.
 
         Raises:
@@ -47,10 +48,7 @@ class Xnnpack:
         if tuning.precision != "f32" or tuning.streams > 1:
             raise RunError("LiteRT is timed with one stream and in f32.", "Leave the tuning as it is.")
         need_file(path)
-        content = path.read_bytes()
-        sessions.check_file(content, self.kernels)
-        threads = tuning.threads or cores()
-        return sessions.LiteRtSession(content, outline.read(content, schema()), self.kernels, threads=threads)
+        return opened(path.read_bytes(), self.kernels, threads=tuning.threads or cores())
 
 
 class BuiltIn(Xnnpack):

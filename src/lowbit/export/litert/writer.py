@@ -75,6 +75,16 @@ class _Buffer:
         return int(self.schema.BufferEnd(builder))
 
 
+def aligned(data: Any, schema: Any) -> _Buffer:
+    """A buffer of a file, as a table that can be packed: numbers of it may be read in place.
+
+    Args:
+        data: Bytes, an array of them, or None.
+        schema: The classes of the flatbuffer.
+    """
+    return _Buffer(b"" if data is None else bytes(data), schema)
+
+
 def _model(program: Program, metadata: Mapping[str, bytes], fb: Any) -> Any:
     numbers = _numbers(program)
     buffers = [_Buffer(b"", fb)]

@@ -1,4 +1,6 @@
-"""Runs in Optimum's own environment, not in lowbit's: `python answer.py FOLDER CLASS`. See lowbit.export.worker for what it speaks."""
+"""Runs in an environment of Optimum's, not in lowbit's: `python answer.py MODULE CLASS FOLDER KEYWORDS`, the keywords of `from_pretrained`
+as JSON. See lowbit.export.worker for what it speaks.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +11,28 @@ from typing import Any
 
 import numpy as np
 
+KEPT_OUT = ("openvino_telemetry", "torchvision")
+"""Without the first, openvino and nncf do not report that they were used. The second prepares pictures, which come prepared here, and
+where it was built for another torch, transformers does not load beside it."""
+
 
 def main() -> None:
     """Loads the folder as its users do, then answers until its input ends."""
+    for name in KEPT_OUT:
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # None blocks an import (language reference 5.3.1)
     import importlib
 
     import torch
-    from onnxruntime import SessionOptions
 
-    options = SessionOptions()
-    options.intra_op_num_threads = 1
     torch.set_num_threads(1)
-    model = getattr(importlib.import_module("optimum.onnxruntime"), sys.argv[2]).from_pretrained(sys.argv[1], session_options=options)
+    module, name, folder, keywords = sys.argv[1:]
+    given: dict[str, Any] = json.loads(keywords)
+    if module == "optimum.onnxruntime":
+        from onnxruntime import SessionOptions
+
+        given["session_options"] = SessionOptions()
+        given["session_options"].intra_op_num_threads = 1
+    model = getattr(importlib.import_module(module), name).from_pretrained(folder, **given)
     print("ready", flush=True)
     for line in sys.stdin:
         request = json.loads(line)

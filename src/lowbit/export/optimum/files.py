@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +17,14 @@ MODEL = "model_quantized.onnx"
 _RESAMPLE = {"bilinear": 2, "bicubic": 3}
 """Pillow's numbers."""
 
-TOKENS = frozenset({"input_ids", "attention_mask", "token_type_ids", "position_ids"})
+IMAGES = "image-classification"
+"""The task of a pipeline that takes pictures."""
+
+CUSTOM = "ORTModelForCustomTasks"
+"""The class for what fits no other: by name in, by name out."""
+
+TOKENS = frozenset({"input_ids", "attention_mask", "token_type_ids"})
+"""What the classes for text pass on."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +37,7 @@ class Shape:
         model_type: Known to transformers.
         renamed: The source's inputs and outputs -> the names that the class expects.
         task: Of a pipeline; "" where there is none.
+        masked: Whether the model takes what OpenVINO's classes for text always feed, an attention mask.
     """
 
     class_name: str
@@ -35,11 +45,16 @@ class Shape:
     model_type: str
     renamed: Mapping[str, str]
     task: str = ""
+    masked: bool = True
 
     @property
     def openvino_class(self) -> str:
         """The class of optimum-intel that takes the same folder."""
-        return self.class_name.replace("ORT", "OV")
+        return (self.class_name if self.masked else CUSTOM).replace("ORT", "OV")
+
+    def name_of(self, name: str) -> str:
+        """What an input or output of the source is called in the folder."""
+        return self.renamed.get(name, name)
 
 
 def shape_of(inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo], preprocess: Preprocess | None) -> Shape:
@@ -47,19 +62,29 @@ def shape_of(inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo], prepro
     first, answers = inputs[0], outputs[0]
     names = {info.name for info in inputs}
     one_answer = len(outputs) == 1
-    if "input_ids" in names and names <= TOKENS:
-        if one_answer and len(answers.shape) == 2:
+    if "input_ids" in names and names <= TOKENS and one_answer:
+        masked = "attention_mask" in names
+        if len(answers.shape) == 2:
             renamed = {answers.name: "logits"}
-            return Shape("ORTModelForSequenceClassification", "BertForSequenceClassification", "bert", renamed, "text-classification")
-        if one_answer and len(answers.shape) == 3 and answers.name == "logits":
-            return Shape("ORTModelForTokenClassification", "BertForTokenClassification", "bert", {}, "token-classification")
-        return Shape("ORTModelForCustomTasks", "BertModel", "bert", {})
+            return Shape(
+                "ORTModelForSequenceClassification", "BertForSequenceClassification", "bert", renamed, "text-classification", masked
+            )
+        if len(answers.shape) == 3 and answers.name == "logits":
+            return Shape("ORTModelForTokenClassification", "BertForTokenClassification", "bert", {}, "token-classification", masked)
     image = len(inputs) == 1 and len(first.shape) == 4 and (preprocess is None or preprocess.kind == "image")
     boxes = preprocess is not None and preprocess.boxes is not None
     if image and one_answer and len(answers.shape) == 2 and not boxes:
         renamed = {first.name: "pixel_values", answers.name: "logits"}
-        return Shape("ORTModelForImageClassification", "ResNetForImageClassification", "resnet", renamed, "image-classification")
-    return Shape("ORTModelForCustomTasks", "ResNetModel", "resnet", {})
+        return Shape("ORTModelForImageClassification", "ResNetForImageClassification", "resnet", renamed, IMAGES)
+    kind, architecture = ("bert", "BertModel") if "input_ids" in names else ("resnet", "ResNetModel")
+    return Shape(CUSTOM, architecture, kind, _words([info.name for info in (*inputs, *outputs)]))
+
+
+def _words(names: Sequence[str]) -> dict[str, str]:
+    """Names as Python's words where they are none: they become keywords, and OpenVINO's class cuts them at the point."""
+    words = {name: re.sub(r"\W", "_", name) for name in names}
+    taken = Counter(words.values())
+    return {name: word for name, word in words.items() if word != name and taken[word] == 1}
 
 
 def config(shape: Shape, inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo], labels: Sequence[str]) -> dict[str, Any]:

@@ -9,13 +9,14 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lowbit.data.preprocess import Preprocess
 from lowbit.errors import RunError, UsageError
 from lowbit.export.base import Abilities, Artifact, Finding, Setting, Wish
-from lowbit.export.named_session import NamedSession, float_words, write_beside
+from lowbit.export.named_session import NamedSession, fixed_size, float_words, write_beside
 from lowbit.export.neutral import Neutral
 from lowbit.export.ortweb.browser import Browser, chromium
 from lowbit.export.qdq_again import Rounded, write_qdq
@@ -30,6 +31,14 @@ RUNTIME = "1.30.0"
 RUNTIME_FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 PAGE = ("index.html", "app.mjs", "model.mjs", "steps.mjs", "style.css", "install.mjs")
 _HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Written:
+    """What `open` needs beside the files: what was rounded, and how many samples a call the model takes where it leaves no choice."""
+
+    rounded: Rounded
+    size: int | None
 
 
 class OrtWeb:
@@ -80,7 +89,7 @@ class OrtWeb:
         if facts["lacking"]:
             notes.append(facts["lacking"])
         told: dict[str, Setting] = {"onnxruntime_web": _version_of(runtime) if runtime else RUNTIME, "page": not facts["lacking"]}
-        return Artifact(main, tuple(files), told, (*notes, *float_words(rounded.floats)), rounded)
+        return Artifact(main, tuple(files), told, (*notes, *float_words(rounded.floats)), Written(rounded, fixed_size(source.inputs)))
 
     def check(self, artifact: Artifact) -> Sequence[Finding]:
         """What a browser is asked to download."""
@@ -101,14 +110,14 @@ class OrtWeb:
 
     def open(self, artifact: Artifact, kernels: str) -> NamedSession:
         """Loads the folder's model with the folder's runtime."""
-        grids = artifact.state.outputs if isinstance(artifact.state, Rounded) else {}
-        folder = artifact.main.parent
+        assert isinstance(artifact.state, Written), "the artifact is not of this target"
+        grids, size, folder = artifact.state.rounded.outputs, artifact.state.size, artifact.main.parent
         if kernels == NODE:
             worker = Worker([shutil.which("node") or "node", _HERE / "answer.mjs", folder], "onnxruntime-web in Node")
-            return NamedSession(worker.ask, worker.close, grids)
+            return NamedSession(worker.ask, worker.close, grids, size=size)
         if kernels == CHROMIUM:
             browser = Browser(folder)
-            return NamedSession(browser.ask, browser.close, grids)
+            return NamedSession(browser.ask, browser.close, grids, size=size)
         raise RunError(f"ONNX Runtime web has no kernels '{kernels}' here; it has {', '.join(self.kernel_sets(artifact)) or 'none'}.")
 
 
@@ -153,6 +162,8 @@ def _lacking(source: Neutral) -> str:
         return "The bundle has no preprocessing: feed the model by `load` and `run` of model.mjs."
     if steps.kind != "image" or len(source.inputs) != 1:
         return "The model does not take one image: feed it by `load` and `run` of model.mjs."
+    if (fixed_size(source.inputs) or 1) > 1:
+        return "The model takes several images a call, the page has one: feed it by `load` and `run` of model.mjs."
     if steps.boxes is not None or len(answer.shape) != 2:
         return "The model's answer is no list of classes: draw it by `load` and `run` of model.mjs."
     if steps.dtype not in ("float32", "uint8") or isinstance(steps.scale, str):

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from lowbit.errors import RunError
+from lowbit.export.named_session import in_calls
 from lowbit.measure.lane import Lane
 from lowbit.plugins import installed_version
 from lowbit.types import Array, Feeds
@@ -58,12 +59,15 @@ class Htp:
             said = self._lane.error
             self.close()
             raise RunError(f"QNN does not compile '{path.name}': {said}", "Try --set activations=8, or another candidate.")
+        self._size = int(self._lane.ready["size"])
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
-        """Answers samples, one by one."""
+        """Answers samples, as many a call as the model takes: one, where that was open."""
         count = len(next(iter(feeds.values()), ()))
         if count == 0:
             raise RunError("There are no samples to run.", "Feed at least one.")
+        if self._size > 1:
+            return in_calls(self._part, feeds, self._size)
         parts = [
             self._part({name: values[start : start + AT_ONCE] for name, values in feeds.items()}) for start in range(0, count, AT_ONCE)
         ]

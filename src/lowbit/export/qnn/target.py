@@ -8,11 +8,11 @@ from pathlib import Path
 
 from lowbit.errors import ModelError, RunError
 from lowbit.export.base import Abilities, Artifact, Finding, Setting, Wish
-from lowbit.export.fixed_batch import singly_on_onnxruntime
-from lowbit.export.named_session import NamedSession, write_beside
+from lowbit.export.named_session import NamedSession, on_onnxruntime, write_beside
 from lowbit.export.neutral import Neutral
 from lowbit.export.qnn import rules, writer
 from lowbit.export.qnn.session import KERNELS, Htp, emulates, plugin_version
+from lowbit.export.stepwise import stepwise
 from lowbit.plugins import installed_version
 from lowbit.quant.affine import Affine
 
@@ -85,15 +85,24 @@ class Qnn:
         """The emulated HTP where it is installed, and onnxruntime's CPU for the numbers of the file."""
         return (KERNELS, NUMERICS) if emulates() else (NUMERICS,)
 
+    def reference(self, artifact: Artifact) -> NamedSession:
+        """The QDQ file step by step."""
+        return stepwise(artifact.main, _state(artifact).outputs)
+
     def open(self, artifact: Artifact, kernels: str) -> NamedSession:
         """Loads the QDQ file; the emulator compiles it again."""
-        state = artifact.state if isinstance(artifact.state, State) else State({}, {})
+        state = _state(artifact)
         if kernels == KERNELS and emulates():
             htp = Htp(artifact.main, state.options)
             return NamedSession(htp.run, htp.close, state.outputs)
         if kernels != NUMERICS:
             raise RunError(f"There are no kernels '{kernels}' for QNN here; there are: {', '.join(self.kernel_sets(artifact))}.", _INSTALL)
-        return singly_on_onnxruntime(artifact.main, state.outputs)
+        return on_onnxruntime(artifact.main, state.outputs)
+
+
+def _state(artifact: Artifact) -> State:
+    """What `write` left; of a file that comes from elsewhere nothing is known."""
+    return artifact.state if isinstance(artifact.state, State) else State({}, {})
 
 
 def _compile(written: writer.Written, folder: Path, options: Mapping[str, str]) -> list[Path]:

@@ -39,12 +39,14 @@ def _load(spec: dict[str, Any]) -> tuple[Turn, dict[str, Any]]:
         options.add_session_config_entry("ep.context_file_path", spec["context"])
     session = onnxruntime.InferenceSession(spec["model"], options)
     names = [value.name for value in session.get_outputs()]
+    size = int(session.get_inputs()[0].shape[0])
 
     def turn(request: dict[str, Any]) -> dict[str, Any]:
         with np.load(request["feeds"]) as arrays:
             feeds = {name: arrays[name] for name in arrays.files}
         samples = len(next(iter(feeds.values())))
-        rows = [session.run(names, {name: values[row : row + 1] for name, values in feeds.items()}) for row in range(samples)]
+        calls = range(0, samples, size)
+        rows = [session.run(names, {name: values[row : row + size] for name, values in feeds.items()}) for row in calls]
         outputs = Path(request["outputs"])
         with outputs.open("wb") as file:
             np.savez(
@@ -54,7 +56,7 @@ def _load(spec: dict[str, Any]) -> tuple[Turn, dict[str, Any]]:
             )
         return {}
 
-    return turn, {"outputs": names}
+    return turn, {"outputs": names, "size": size}
 
 
 if __name__ == "__main__":

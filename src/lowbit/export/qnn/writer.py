@@ -17,7 +17,7 @@ from lowbit.export.neutral_ranges import span
 from lowbit.export.qnn import rules
 from lowbit.graph import ir_files
 from lowbit.graph.groups import Group
-from lowbit.graph.parameterize import RangeOf, parameterize
+from lowbit.graph.parameterize import RangeOf, Table, parameterize
 from lowbit.graph.place import Format, Placement, place
 from lowbit.graph.profiles import QNN
 from lowbit.graph.qdq import values_of, write_pairs
@@ -33,6 +33,10 @@ PROFILE = replace(QNN, int4_weights=False)
 """Weights of 4 bits are written as bytes on the same grid: not every chip has kernels for less."""
 
 _WEIGHTS = QuantSpec("int8", "per-channel", symmetric=True)
+
+LEAST_MULTIPLIER = 2.0**-20
+"""Least product of the scales of input and weight, over that of the output. Below 2**-23.3 the emulated HTP's depthwise convolutions
+answer nonsense for the channel (255 where 0 is right), without an error. A channel of that multiplier adds less than a level."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ def write(source: Neutral, path: Path, bits: int) -> Written:
     kind: Dtype = "uint16" if bits == 16 else "uint8"
     ranges = known_ranges(source, bits)
     placement = place(model.graph, PROFILE, lambda group: format_of(model.graph, group, given, kind), ranges)
-    table = parameterize(placement, fixed_ranges(model.graph, ranges, bits), values_of(model), given)
+    table = with_least_multipliers(placement, parameterize(placement, fixed_ranges(model.graph, ranges, bits), values_of(model), given))
     outputs = {info.name: table[info.name] for info in source.outputs if info.name in table}
     fresh = _fresh(model.graph, placement, given)
     own = sum(_is_same(source.activations.get(entry.tensor), table[entry.key]) for entry in placement.activations)
@@ -125,6 +129,27 @@ def fixed_ranges(graph: ir.Graph, ranges: Mapping[str, tuple[float, float]], bit
             scale, zero = rules.FIXED_16[node.op_type]
             fixed[str(node.outputs[0].name)] = (-zero * scale, (65535 - zero) * scale)
     return {**ranges, **fixed}.__getitem__
+
+
+def with_least_multipliers(placement: Placement, table: Table) -> Table:
+    """The table with coarser weights where a channel is all but dead, and the biases on their new grids.
+
+    Batch normalization leaves channels with weights near zero. On the raised grid they round to zero, or to what they add within 1/2048
+    of a level; the bias, which is all that such a channel has, keeps a resolution of a millionth of a level.
+    """
+    grids = {entry.tensor: table[entry.key] for entry in placement.activations}
+    groups = {group.name: group for group in placement.groups}
+    found = dict(table)
+    for weight in placement.weights:
+        group = groups[weight.reader[0]]
+        entering, leaving = grids.get(next(iter(group.activations.values()))), grids.get(group.output)
+        if entering is not None and leaving is not None:
+            least = LEAST_MULTIPLIER * leaving.scale / entering.scale
+            found[weight.key] = replace(found[weight.key], scale=np.maximum(found[weight.key].scale, least).astype(np.float32))
+    for bias in placement.biases:
+        scale = np.asarray(found[bias.activation].scale * found[bias.weight].scale, np.float32)
+        found[bias.key] = replace(found[bias.key], scale=scale)
+    return found
 
 
 def _fits(grid: Affine) -> bool:

@@ -10,8 +10,10 @@ from lowbit.types import TensorInfo
 
 
 def shapes(inputs: Sequence[TensorInfo], batch: int) -> str:
-    """All inputs at a batch size, as trtexec reads them: "x:8x3x32x32,mask:8x128"."""
-    return ",".join(f"{info.name}:{'x'.join(str(size) for size in (batch, *info.shape[1:]))}" for info in inputs)
+    """All inputs at a batch size, as trtexec reads them: "x:8x3x32x32,mask:8x128"; names with its own signs in quotes, as its help says."""
+    names = [f"'{info.name}'" if set(":,") & set(info.name) else info.name for info in inputs]
+    sizes = ["x".join(str(size) for size in (batch, *info.shape[1:])) for info in inputs]
+    return ",".join(f"{name}:{size}" for name, size in zip(names, sizes, strict=True))
 
 
 def flags(model: str, inputs: Sequence[TensorInfo], most: int) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from lowbit.errors import RunError
+from lowbit.export.named_session import fixed_size
 from lowbit.plugins import installed_version
 from lowbit.types import Array, Feeds, TensorInfo
 
@@ -45,7 +46,7 @@ class Engine:
         Args:
             path: A QDQ file by TensorRT's rules.
             inputs: Of the model, by name.
-            most: Largest batch; 1 means that it is fixed.
+            most: Largest batch; 1 means that it is fixed, at one or at what the inputs say.
 
         Raises:
             RunError: TensorRT does not read or build the model, or is too old.
@@ -54,7 +55,7 @@ class Engine:
 
         if int(tensorrt.__version__.split(".")[0]) < _OLDEST:
             raise RunError(f"TensorRT {tensorrt.__version__} is too old.", f"Install TensorRT {_OLDEST} or later.")
-        self._name, self._most = path.name, most
+        self._name, self._most = path.name, fixed_size(list(inputs.values())) or most
         self._logger = tensorrt.Logger(tensorrt.Logger.ERROR)
         plan = _build(tensorrt, self._logger, path, inputs, most)
         self._runtime = tensorrt.Runtime(self._logger)

@@ -9,9 +9,9 @@ from typing import cast
 
 from lowbit.errors import RunError, UsageError
 from lowbit.export.base import Abilities, Artifact, Finding, Setting, Wish
-from lowbit.export.fixed_batch import singly_on_onnxruntime
-from lowbit.export.named_session import NamedSession, float_words, on_onnxruntime, write_beside
+from lowbit.export.named_session import NamedSession, fixed_size, float_words, on_onnxruntime, write_beside
 from lowbit.export.neutral import Neutral
+from lowbit.export.stepwise import stepwise
 from lowbit.export.tensorrt import engine, rules, writer
 from lowbit.export.tensorrt.command import write_command
 from lowbit.plugins import installed_version
@@ -66,6 +66,9 @@ class TensorRt:
         most = int(settings["max_batch"])
         if most < 1:
             raise UsageError(f"max_batch={most} is no number of samples.", "Give 1, which fixes it, or the largest that will come.")
+        size = fixed_size(source.inputs)
+        if most > 1 and size is not None:
+            raise UsageError(f"The model itself takes {size} a call, so that max_batch={most} cannot be.", "Leave max_batch out.")
         method = cast(RangeMethod, settings["ranges"])
         path = folder / f"{source.name}.onnx"
         written = writer.write(source, path, method=method, sums=str(settings["sums"]), batch=1 if most == 1 else None)
@@ -75,7 +78,7 @@ class TensorRt:
             *(() if engine.ready() else ("Not built: TensorRT itself has not seen this file.",)),
             *float_words(written.floats),
         )
-        facts: dict[str, Setting] = {"calibration": method, "sums": settings["sums"], "max_batch": most}
+        facts: dict[str, Setting] = {"calibration": method, "sums": settings["sums"], "max_batch": size or most}
         return Artifact(path, files, facts, notes, State(source.inputs, written.outputs, most))
 
     def check(self, artifact: Artifact) -> Sequence[Finding]:
@@ -86,14 +89,23 @@ class TensorRt:
         """TensorRT's where they can run, and onnxruntime's CPU for the numbers of the file."""
         return (KERNELS, NUMERICS) if engine.ready() else (NUMERICS,)
 
+    def reference(self, artifact: Artifact) -> NamedSession:
+        """The QDQ file step by step."""
+        return stepwise(artifact.main, _state(artifact).outputs)
+
     def open(self, artifact: Artifact, kernels: str) -> NamedSession:
         """Builds an engine, or loads the file on onnxruntime."""
-        state = artifact.state if isinstance(artifact.state, State) else State((), {}, 1)
+        state = _state(artifact)
         if kernels == KERNELS and engine.ready():
             built = engine.Engine(artifact.main, {info.name: info for info in state.inputs}, state.most)
-            return NamedSession(built.run, built.close, state.outputs)
+            return NamedSession(built.run, built.close, state.outputs, size=fixed_size(state.inputs))
         if kernels != NUMERICS:
             raise RunError(
                 f"There are no kernels '{kernels}' for TensorRT here; there are: {', '.join(self.kernel_sets(artifact))}.", _INSTALL
             )
-        return (singly_on_onnxruntime if state.most == 1 else on_onnxruntime)(artifact.main, state.outputs)
+        return on_onnxruntime(artifact.main, state.outputs)
+
+
+def _state(artifact: Artifact) -> State:
+    """What `write` left; of a file that comes from elsewhere nothing is known."""
+    return artifact.state if isinstance(artifact.state, State) else State((), {}, 1)

@@ -12,14 +12,14 @@ from lowbit.bundle.schema import FindingEntry, KernelsEntry, TargetEntry
 from lowbit.data.dataset import Dataset
 from lowbit.errors import Interrupted, LowbitError, ModelError
 from lowbit.export import registry
-from lowbit.export.base import Abilities, Artifact, Finding, Setting, Target
+from lowbit.export.base import Abilities, Artifact, Calibrating, Finding, Setting, Target
 from lowbit.export.make import check_place, make
 from lowbit.export.neutral import Neutral, read_neutral
 from lowbit.export.settings import settings_of
 from lowbit.pipeline.reporting import Reporter
 from lowbit.pipeline.request import Data
 from lowbit.pipeline.targets.prove import prove, yardstick
-from lowbit.pipeline.targets.samples import MOST, judging, labelled, questions
+from lowbit.pipeline.targets.samples import MOST, labelled, parted, questions, with_samples
 from lowbit.pipeline.targets.timing import timed
 
 FOLDER = "targets"
@@ -32,6 +32,7 @@ def leave(
     out: Path,
     *,
     data: Data | Dataset | None = None,
+    calibration: Dataset | None = None,
     candidate: str | None = None,
     settings: Iterable[str] = (),
     samples: int | None = None,
@@ -46,6 +47,8 @@ def leave(
         target: Its name; see `lowbit targets`.
         out: Folder to write.
         data: Samples to judge it by; random draws from what calibration saw where not given, and no verdict then.
+        calibration: Samples for targets that measure ranges by themselves; by default those of `data` that the search calibrated on, else
+            some of them that then do not judge.
         candidate: Whose table; what ships where it has one, else the best static INT8 candidate.
         settings: "name=value", each.
         samples: How many are asked; by default as many as the way of running it can bear.
@@ -63,8 +66,10 @@ def leave(
     wishes = settings_of(found, settings)
     check_place(out, force=force)
     reporter.stage(f"Reading the table of {candidate or bundle.folder.name}")
-    judges = judging(bundle, data)
+    judges, known = parted(bundle, data)
     source = labelled(read_neutral(bundle, candidate), judges)
+    if judges is not None and isinstance(found, Calibrating) and (wanted := found.samples_wanted(source, wishes)):
+        source, judges = with_samples(source, judges, calibration or known, wanted)
     entries: list[TargetEntry] = []
 
     def tried(artifact: Artifact, folder: Path) -> str:
@@ -78,13 +83,20 @@ def leave(
 
 
 def leave_all(
-    bundle: Bundle, targets: Sequence[str], data: Data | Dataset, *, time: bool = True, reporter: Reporter | None = None
+    bundle: Bundle,
+    targets: Sequence[str],
+    data: Data | Dataset,
+    *,
+    calibration: Dataset | None = None,
+    time: bool = True,
+    reporter: Reporter | None = None,
 ) -> tuple[TargetEntry, ...]:
     """Writes a bundle for several targets into its folder `targets/`; what a target lacks is told in its entry, and the others go on."""
     found = []
     for name in targets:
         try:
-            found.append(leave(bundle, name, bundle.folder / FOLDER / name, data=data, force=True, time=time, reporter=reporter))
+            out = bundle.folder / FOLDER / name
+            found.append(leave(bundle, name, out, data=data, calibration=calibration, force=True, time=time, reporter=reporter))
         except Interrupted:
             raise
         except Exception as error:  # a third party's target may fail in any way; the others go on
@@ -125,7 +137,7 @@ def _tried(
     kernels: list[KernelsEntry] = []
     if kernel_sets:
         asked = questions(source, data, samples or MOST[able.level])
-        by = yardstick(bundle, source, artifact, asked)
+        by = yardstick(bundle, source, target, artifact, asked)
         kernels = [prove(bundle, source, target, artifact, name, asked, by, reporter) for name in kernel_sets]
         if time:
             kernels = timed(bundle, target, artifact, kernels, by.feeds[0], reporter)
@@ -141,7 +153,7 @@ def entry(target: Target, source: Neutral, artifact: Artifact, kernels: Sequence
         title=target.title,
         version=target.version(),
         level=able.level,
-        words=words_of(able, findings, kernels),
+        words=words_of(replace(able, words=artifact.words or able.words), findings, kernels),
         candidate=source.candidate,
         artifact=artifact.main.name,
         size_bytes=artifact.size_bytes,

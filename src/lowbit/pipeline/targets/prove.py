@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from lowbit.bundle.bundle import Bundle
 from lowbit.bundle.manifest import policy_of
 from lowbit.bundle.schema import DeltaEntry, KernelsEntry, MetricEntry
 from lowbit.errors import DataError, LowbitError, RunError
-from lowbit.export.base import Artifact, Target
+from lowbit.export.base import Artifact, Referenced, Target
 from lowbit.export.neutral import Neutral
 from lowbit.export.program import reference
 from lowbit.export.program.program import Program
@@ -37,8 +38,8 @@ class Yardstick:
         labels: Likewise; None where there are none.
         ours: Answers of the bundle's own artifact.
         full: Outcomes of the full-precision model; None where answers are not judged.
-        full_outputs: Its answers.
-        exact: Levels that the artifact's program has to give; none where it is no program.
+        full_outputs: What the metric keeps of its answers, to compare others with.
+        exact: Levels that the artifact's program has to give; where it is no program, what the file itself says step by step; else none.
     """
 
     metric: Metric | None
@@ -46,14 +47,15 @@ class Yardstick:
     labels: list[Array | None] = field(default_factory=list)
     ours: list[dict[str, Array]] = field(default_factory=list)
     full: Outcomes | None = None
-    full_outputs: list[dict[str, Array]] = field(default_factory=list)
+    full_outputs: list[Mapping[str, Array]] = field(default_factory=list)
     exact: list[dict[str, Array]] = field(default_factory=list)
 
 
-def yardstick(bundle: Bundle, source: Neutral, artifact: Artifact, asked: Questions) -> Yardstick:
-    """Asks the bundle's own artifact, the exact interpreter where there is a program, and full precision where there is data."""
+def yardstick(bundle: Bundle, source: Neutral, target: Target, artifact: Artifact, asked: Questions) -> Yardstick:
+    """Asks the bundle's own artifact, the artifact's reference where it has one, and full precision where there is data."""
     found = Yardstick(_metric(bundle, source, asked))
     columns: list[Mapping[str, Array]] = []
+    exact = _exact(target, artifact)
     with (
         bundle.session(runtime="onnxruntime", candidate=source.candidate) as ours,
         bundle.session(candidate=bundle.manifest.baseline.id) as full,
@@ -62,13 +64,21 @@ def yardstick(bundle: Bundle, source: Neutral, artifact: Artifact, asked: Questi
             found.feeds.append(feeds)
             found.labels.append(labels)
             found.ours.append(ours.run(feeds))
-            if artifact.program is not None:
-                found.exact.append(reference.run_integers(artifact.program, feeds))
+            if exact is not None:
+                found.exact.append(exact(feeds))
             if found.metric is not None:
-                found.full_outputs.append(full.run(feeds))
-                columns.append(found.metric.observe(found.full_outputs[-1], labels, None))
+                whole = full.run(feeds)
+                columns.append(found.metric.observe(whole, labels, None))
+                found.full_outputs.append(found.metric.kept(whole))
     found.full = Outcomes.join(columns) if columns else None
     return found
+
+
+def _exact(target: Target, artifact: Artifact) -> Callable[[Feeds], dict[str, Array]] | None:
+    """What an artifact's answers are held against: its program's exact interpreter, or the file step by step; None where neither is."""
+    if artifact.program is not None:
+        return partial(reference.run_integers, artifact.program)
+    return target.reference(artifact).run if isinstance(target, Referenced) else None
 
 
 def _metric(bundle: Bundle, source: Neutral, asked: Questions) -> Metric | None:
@@ -197,10 +207,14 @@ def with_ties(theirs: Array, ours: Array) -> float:
 
 
 def cosine(theirs: Array, ours: Array) -> float:
-    """Mean over samples of the cosine between two models' answers [N, ...]; NaN where their shapes differ."""
+    """Mean over samples of the cosine between two models' answers [N, ...]; NaN where their shapes differ.
+
+    Of one number a sample only the sign would be left: there it is the cosine of all samples' numbers together.
+    """
     if theirs.shape != ours.shape:
         return math.nan
-    a, b = theirs.reshape(len(theirs), -1), ours.reshape(len(ours), -1)
+    rows = 1 if theirs.size == len(theirs) else len(theirs)
+    a, b = theirs.reshape(rows, -1), ours.reshape(rows, -1)
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     return float(np.mean(np.where(norms > 0, (a * b).sum(axis=1) / np.maximum(norms, 1e-300), (a == b).all(axis=1))))
 

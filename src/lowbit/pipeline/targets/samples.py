@@ -12,7 +12,7 @@ from lowbit.bundle.schema import DataEntry
 from lowbit.data import split
 from lowbit.data.dataset import Dataset
 from lowbit.data.open import open_data
-from lowbit.data.splits import in_content_order
+from lowbit.data.splits import in_content_order, refuse_leak
 from lowbit.errors import DataError
 from lowbit.export.base import Level
 from lowbit.export.neutral import Neutral, labels_for
@@ -55,16 +55,43 @@ class Questions:
 
 
 def judging(bundle: Bundle, data: Data | Dataset | None) -> Dataset | None:
-    """The samples that may judge, in the order of their content; a data set that is open already is taken as it is.
+    """The samples that may judge: see `parted`."""
+    return parted(bundle, data)[0]
+
+
+def parted(bundle: Bundle, data: Data | Dataset | None) -> tuple[Dataset | None, Dataset | None]:
+    """The samples that may judge, in the order of their content, and those that the search calibrated on, where they are among the data.
+
+    A data set that is open already judges as it is.
 
     Raises:
         DataError: the data cannot be read, or do not fit the model.
     """
     if data is None or isinstance(data, Dataset):
-        return data
+        return data, None
     inputs = tuple(TensorInfo(each.name, each.shape, each.dtype) for each in bundle.manifest.model.inputs)
     opened = open_data(data, inputs, bundle.preprocess)
-    return in_content_order(without_calibration(bundle.manifest.data, opened))  # files may be sorted by class
+    judges = without_calibration(bundle.manifest.data, opened)
+    seen = np.flatnonzero(~np.isin(opened.hashes, judges.hashes))
+    return in_content_order(judges), opened.subset(seen) if len(seen) else None  # files may be sorted by class
+
+
+def with_samples(source: Neutral, judges: Dataset, calibration: Dataset | None, wanted: int) -> tuple[Neutral, Dataset]:
+    """The model with samples for a target that measures ranges by itself, and the samples that may then judge it.
+
+    Args:
+        source: Without samples.
+        judges: That may judge so far.
+        calibration: Others; None sets some of the judges aside, by their content, as the search does.
+        wanted: How many at most.
+    """
+    if calibration is None:
+        parts = split(judges)
+        calibration, judges = parts.calibration, in_content_order(parts.validation)
+    chosen = in_content_order(calibration)
+    chosen = chosen.subset(np.arange(min(wanted, len(chosen))))
+    refuse_leak(chosen, judges)
+    return replace(source, samples=next(chosen.batches(len(chosen))).feeds), judges
 
 
 def labelled(source: Neutral, data: Dataset | None) -> Neutral:
