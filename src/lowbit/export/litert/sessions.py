@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -92,6 +92,18 @@ class _Micro:
         return said[0]
 
 
+def bare_call(engine: Engine, values: Sequence[Array], outputs: int) -> Callable[[], object]:
+    """A call for measuring: arrays in the file's own layout go in, and all answers out."""
+
+    def call() -> object:
+        for number, value in enumerate(values):
+            engine.set(number, value)
+        engine.invoke()
+        return [engine.get(number) for number in range(outputs)]
+
+    return call
+
+
 class LiteRtSession:
     """A .tflite file on one set of kernels. It is fed and answers like the model that the program came from.
 
@@ -138,15 +150,7 @@ class LiteRtSession:
         """The bare call for the first sample, for measuring: its arrays, already in the file's own layout, go in, and the answers out."""
         engine = self._open(feeds)
         values = [self._fed(port, feeds, 0) for port in self._program.inputs]
-        outputs = range(len(self._program.outputs))
-
-        def call() -> object:
-            for number, value in enumerate(values):
-                engine.set(number, value)
-            engine.invoke()
-            return [engine.get(number) for number in outputs]
-
-        return call
+        return bare_call(engine, values, len(self._program.outputs))
 
     def close(self) -> None:
         """Frees the interpreter; a later call raises RunError."""

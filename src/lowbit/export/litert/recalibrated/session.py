@@ -10,7 +10,7 @@ import numpy as np
 from lowbit.errors import RunError
 from lowbit.export.litert import outline
 from lowbit.export.litert.recalibrated.ends import End, Ends
-from lowbit.export.litert.sessions import Engine, invoke, load
+from lowbit.export.litert.sessions import Engine, bare_call, invoke, load
 from lowbit.export.named_session import in_calls
 from lowbit.export.program.reference_elements import levels
 from lowbit.quant.affine import Affine, dequantize
@@ -69,15 +69,7 @@ class RecalibratedSession:
         """The bare call for the first sample, for measuring: its arrays, already in the file's own layout, go in, and the answers out."""
         engine = self._open(feeds)
         values = [_fed(end, grid, feeds[end.name][: self._size]) for end, grid in zip(self._ends.inputs, self._grids[0], strict=True)]
-        outputs = range(len(self._ends.outputs))
-
-        def call() -> object:
-            for number, value in enumerate(values):
-                engine.set(number, value)
-            engine.invoke()
-            return [engine.get(number) for number in outputs]
-
-        return call
+        return bare_call(engine, values, len(self._ends.outputs))
 
     def close(self) -> None:
         """Frees the interpreter; a later call raises RunError."""
