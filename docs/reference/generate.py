@@ -16,7 +16,7 @@ from pathlib import Path
 import click
 
 from lowbit.bundle import report_targets, words
-from lowbit.bundle.schema import TargetEntry, json_schema
+from lowbit.bundle.schema import KernelsEntry, TargetEntry, json_schema
 from lowbit.cli.main import COMMANDS, cli
 from lowbit.data.preprocess import PRESETS
 from lowbit.errors import DataError, Interrupted, LowbitError, ModelError, UsageError
@@ -196,15 +196,46 @@ def targets_page() -> str:
     return f"{before}{MATRIX[0]}\n{matrix()}{MATRIX[1]}{after}"
 
 
+def measured() -> dict[str, dict[str, TargetEntry]]:
+    """Model -> row -> what was found; empty where nothing was measured."""
+    models = json.loads(MEASURED.read_text(encoding="utf-8"))["models"] if MEASURED.exists() else {}
+    return {model: {row: TargetEntry.model_validate(told) for row, told in found.items()} for model, found in models.items()}
+
+
 def matrix() -> str:
-    """What works where: one row a model, target and kernel set."""
-    if not MEASURED.exists():
-        return ""
-    rows = []
-    for model, targets in json.loads(MEASURED.read_text(encoding="utf-8"))["models"].items():
-        for told in targets.values():
-            rows += matrix_rows(model, TargetEntry.model_validate(told))
-    return table(["model", "target", "tried", "same class", "against its reference", "metric", "gate", "size", "arena", "latency"], rows)
+    """What works where at a glance: one row a target and kernel set, one column a model."""
+    models = measured()
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+    for model, found in models.items():
+        for told in found.values():
+            for each in told.kernels:
+                cells.setdefault((told.title, each.kernels), {})[model] = glance(each)
+    refused = {(told.title, model) for model, found in models.items() for told in found.values() if told.refused is not None}
+    rows = [
+        (f"{title}, {kernels}", *(told.get(model, "refused" if (title, model) in refused else "") for model in models))
+        for (title, kernels), told in cells.items()
+    ]
+    return table(["target", *models], rows)
+
+
+def glance(each: KernelsEntry) -> str:
+    """The same class as the bundle's artifact, or the cosine to it; and the gate's verdict."""
+    if each.error is not None:
+        return "not run"
+    same = report_targets.same_class(each)
+    return f"{same}, {each.verdict}" if each.verdict else same
+
+
+def targets_table() -> str:
+    """Everything that was measured: one row a model, target and kernel set."""
+    rows = [row for model, found in measured().items() for told in found.values() for row in matrix_rows(model, told)]
+    heads = ["model", "target", "tried", "same class", "against its reference", "metric", "gate", "size", "arena", "latency"]
+    lead = (
+        "# Models through targets\n\nMeasured by `python benchmarks/targets.py`, from whose results this page is written; the words are\n"
+        "explained in the [guide](../guides/targets.md). Samples differ where an emulator takes long; latency is of one thread beside\n"
+        "full precision.\n\n"
+    )
+    return lead + table(heads, rows)
 
 
 def matrix_rows(model: str, told: TargetEntry) -> list[tuple[str, ...]]:
@@ -215,6 +246,9 @@ def matrix_rows(model: str, told: TargetEntry) -> list[tuple[str, ...]]:
         return [(model, told.title, told.level, *[""] * 4, size, arena, "")]
     rows = []
     for each in told.kernels:
+        if each.error is not None:
+            rows.append((model, f"{told.title}, {each.kernels}", "not run", each.error.split("\n")[0].replace("|", "\\|"), *[""] * 6))
+            continue
         same = f"{report_targets.same_class(each)} of {each.samples:,}"
         latency = ""
         if each.latency_ms is not None and each.speedup is not None:
@@ -226,7 +260,7 @@ def matrix_rows(model: str, told: TargetEntry) -> list[tuple[str, ...]]:
     return rows
 
 
-PAGES = {"cli.md": cli_page, "bundle.schema.json": json_schema, "../guides/targets.md": targets_page}
+PAGES = {"cli.md": cli_page, "bundle.schema.json": json_schema, "../guides/targets.md": targets_page, "targets.md": targets_table}
 
 
 def main(arguments: Sequence[str]) -> int:
