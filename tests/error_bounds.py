@@ -113,6 +113,8 @@ def _bound(node: onnx.NodeProto, exact: Sequence[Array | None], off: Sequence[Ar
         return [_mul(node, exact, off)]
     if node.op_type == "LayerNormalization":
         return [_layer_norm(node, exact, off)]
+    if node.op_type == "Exp":
+        return [np.exp(exact[0]) * np.expm1(off[0])]
     if node.op_type == "PRelu":
         return [off[0] * np.maximum(1.0, np.abs(exact[1]))]
     if node.op_type == "Softmax":

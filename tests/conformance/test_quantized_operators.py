@@ -33,8 +33,8 @@ SHAPE = (2, 4, 6, 6)
 
 SCALES: dict[str, Array] = {"scales": np.array([1, 1, 2, 2], np.float32)}
 POINTWISE: dict[str, dict[str, Any]] = {
-    "Clip": {}, "Elu": {"alpha": 0.7}, "Gelu": {}, "HardSigmoid": {"alpha": 0.2}, "HardSwish": {}, "LeakyRelu": {"alpha": 0.1}, "Mish": {},
-    "Relu": {}, "Sigmoid": {}, "Softmax": {"axis": -1}, "Tanh": {}, "Identity": {},
+    "Clip": {}, "Elu": {"alpha": 0.7}, "Exp": {}, "Gelu": {}, "HardSigmoid": {"alpha": 0.2}, "HardSwish": {}, "LeakyRelu": {"alpha": 0.1},
+    "Mish": {}, "Relu": {}, "Sigmoid": {}, "Softmax": {"axis": -1}, "Tanh": {}, "Identity": {},
 }  # fmt: skip
 MOVES: dict[str, tuple[str, dict[str, Any], dict[str, Array]]] = {
     "AveragePool": ("c", {"kernel_shape": [2, 2], "strides": [2, 2]}, {}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +77,7 @@ def test_memory_is_what_was_planned(tmp_path: Path) -> None:
     assert arena + STACK_BYTES <= size.sram <= planned
     estimated = int(artifact.facts["flash_bytes_estimated"])
     assert 0.7 * estimated <= size.flash <= estimated
-    assert [finding.severity for finding in target.check(artifact)] == ["note", "note", "note"]
+    assert [finding.severity for finding in target.check(artifact)] == ["note"] * 4
     assert target.kernel_sets(artifact)[:3] == ("qemu-m7", "qemu-m55", "qemu-m4")
     assert "LENGTH = 64K" in (tmp_path / "board" / "mps2-an500.ld").read_text()
 
@@ -85,6 +86,16 @@ def test_the_board_that_was_asked_for_comes_first(tmp_path: Path) -> None:
     artifact = written(convolutions(), tmp_path, board="mps3-an547")
     assert CortexM().kernel_sets(artifact)[0] == "qemu-m55"
     assert "BOARD ?= mps3-an547" in (tmp_path / "Makefile").read_text()
+
+
+def test_a_relative_folder_is_compiled_as_an_absolute_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("here").mkdir()
+    artifact = written(convolutions(), Path("here"))
+    findings = {each.rule: each for each in CortexM().check(artifact)}
+    assert "compiled" not in findings, "it links"
+    assert findings["flash suffices"].severity == "note"
+    assert re.fullmatch(r"[\d,]+ instructions a sample in emulation \(qemu-m7\): not latency\.", findings["instructions"].text)
 
 
 def test_a_program_that_the_emulated_board_has_no_room_for_says_how_much_is_missing(tmp_path: Path) -> None:

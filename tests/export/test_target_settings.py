@@ -46,7 +46,7 @@ def test_a_value_has_the_type_of_its_default(text: str, name: str, value: Any) -
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["board"], "'board' is no setting"),
+        (["board"], "'board' has no value"),
         (["bord=m4"], "Unknown setting of Toy 'bord'"),
         (["board=m9"], "Allowed: m4, m7"),
         (["sram_kb=much"], "not a number"),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 
+from lowbit.bundle.bundle import Bundle
 from lowbit.bundle.schema import CalibrationEntry, DataEntry, ValidationEntry
 from lowbit.data import split
 from lowbit.data.open import open_data
@@ -57,7 +59,9 @@ def test_cosine_is_a_mean_over_samples() -> None:
 
 def test_of_one_number_a_sample_the_cosine_is_over_all_samples() -> None:
     ours, theirs = np.array([[1.0], [2.0], [2.0]]), np.array([[2.0], [1.0], [2.0]])
-    assert cosine(theirs, ours) == pytest.approx(8 / 9)
+    assert cosine(theirs, ours) == pytest.approx(-0.5), "their correlation"
+    assert cosine(np.ones((3, 1)), ours) == 0.0, "a constant says nothing"
+    assert cosine(ours, ours) == pytest.approx(1.0)
 
 
 def test_levels_are_counted_on_the_outputs_own_grid() -> None:
@@ -133,10 +137,22 @@ def test_what_calibrated_is_not_asked_again(limit: int | None, tmp_path: Path) -
     )
     calibration = CalibrationEntry(sha256=parts.calibration.fingerprint, n=len(parts.calibration), how_selected="")
     known = DataEntry(source="data.npz", calibration=calibration, validation=validation)
-    left = without_calibration(known, open_data(tmp_path / "data.npz", [IMAGE]))
+    bundle = Bundle(tmp_path / "bundle", SimpleNamespace(data=known))  # type: ignore[arg-type]
+    left = without_calibration(bundle, open_data(tmp_path / "data.npz", [IMAGE]))
     assert len(left) == 500 - len(parts.calibration)
     assert not np.isin(left.hashes, parts.calibration.hashes).any()
-    assert len(without_calibration(known, searched.subset(np.arange(100)))) == 100
+    assert len(without_calibration(bundle, searched.subset(np.arange(100)))) == 100, "another part is not recognised without hashes"
+
+
+def test_what_calibrated_is_known_by_its_content(tmp_path: Path) -> None:
+    values = np.random.default_rng(1).normal(size=(60, 3, 4, 4)).astype(np.float32)
+    data = open_data({"x": values, "label": np.arange(60) % 2}, [IMAGE])
+    (tmp_path / "calibration").mkdir()
+    np.save(tmp_path / "calibration" / "samples.npy", np.sort(data.hashes[:20]))
+    bundle = Bundle(tmp_path, SimpleNamespace(data=None))  # type: ignore[arg-type]
+    some = data.subset(np.arange(10, 40))
+    assert np.array_equal(without_calibration(bundle, some).hashes, data.hashes[20:40])
+    assert len(without_calibration(bundle, data.subset(np.arange(20)))) == 0
 
 
 def test_words_follow_from_what_was_found() -> None:

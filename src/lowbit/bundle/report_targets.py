@@ -14,7 +14,7 @@ _HEADS = (
     ("Target", ""),
     ("Tried", "how far"),
     ("Same class", "as this bundle's"),
-    ("Reference", "identical levels"),
+    ("Reference", "what equals it"),
     ("Metric", "change [interval]"),
     ("Gate", ""),
     ("Size", ""),
@@ -33,7 +33,10 @@ def targets_section(manifest: Manifest) -> str:
         '<div class="scroll" tabindex="0" role="region" aria-label="Targets"><table class="targets">'
         f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
-    lead = "Written from one table of parameters. Run: on the target's own runtime; emulated, interpreted, checked: not on its hardware."
+    lead = (
+        "Written from one table of parameters, unless a target recalibrates, which is said. "
+        "Run: on the target's own runtime; emulated, interpreted, checked: not on its hardware."
+    )
     return section("targets", "Other targets", table + bullets(_sentences(manifest)), lead)
 
 
@@ -102,7 +105,7 @@ def identical(each: KernelsEntry) -> str:
     if math.isnan(each.identical):
         return same or words.NONE
     steps = f", off by at most {each.largest_step}" if each.largest_step else ""
-    return words.share(each.identical) + steps + (f"; {same}" if same and steps else "")
+    return f"{words.share(each.identical)} of levels{steps}" + (f"; {same}" if same and steps else "")
 
 
 def arena(entry: TargetEntry) -> str:

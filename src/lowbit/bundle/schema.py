@@ -399,7 +399,7 @@ class KernelsEntry(Entry):
     agreement_high: Number
     agreement_with_ties: Number = Field(description="The same, where several highest outputs are equal and the class is among them.")
     cosine: Number = Field(
-        description="Of the outputs to those of the bundle's own artifact, mean over samples; of single numbers over all."
+        description="Of the outputs to those of the bundle's own artifact, mean over samples; of single numbers their correlation."
     )
     identical: Number = Field(description="Share of output levels that equal the exact reference's; null where there is none.")
     largest_step: Count | None = Field(description="Largest difference to it, in levels.")

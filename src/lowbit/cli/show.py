@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from lowbit.bundle.bundle import Bundle
+    from lowbit.bundle.schema import TargetEntry
 
 COLOURS: Mapping[str, str] = {
     "ship": "bold green",
@@ -83,7 +84,20 @@ def print_decision(console: Console, bundle: Bundle) -> None:
         console.print(Text("Next:", style="bold"))
         for step in decision.next_steps:
             console.print(f"  - {step}", markup=False)
+    if bundle.manifest.targets:
+        console.print(Text("Targets, in targets/ of the bundle:", style="bold"))
+        for entry in bundle.manifest.targets:
+            console.print(f"  - {entry.title}: {told(entry)}", markup=False)
     console.print(f"Report: {bundle.folder / 'report.html'}", markup=False)
+
+
+def told(entry: TargetEntry) -> str:
+    """A target in one line: why it was not written; or each kernel set's verdict, and what is wrong."""
+    if entry.refused is not None:
+        return f"not written: {entry.refused.splitlines()[0]}"
+    ways = [f"{each.kernels} {'could not be run' if each.error else each.verdict or 'not judged'}" for each in entry.kernels]
+    wrong = [each.text.splitlines()[0] for each in entry.findings if each.severity != "note"]
+    return "; ".join([", ".join(ways) or entry.words, *wrong])
 
 
 def order(candidate: Candidate, baseline_id: str, chosen: str) -> tuple[bool, bool, bool, float]:

@@ -21,7 +21,8 @@ SEVERITIES = {"error": "red", "warning": "yellow", "note": "dim"}
 def show_target(entry: TargetEntry, folder: Path) -> None:
     """What was written for one target, and how far it was tried."""
     console = results_console()
-    console.print(f"{entry.title}: {entry.artifact}, {words.size(entry.size_bytes)}, from {entry.candidate}", style="bold", markup=False)
+    artifact = "a folder" if entry.artifact == "." else entry.artifact
+    console.print(f"{entry.title}: {artifact}, {words.size(entry.size_bytes)}, from {entry.candidate}", style="bold", markup=False)
     print_facts(console, entry)
     if entry.kernels:
         console.print(kernels_table(entry.kernels))

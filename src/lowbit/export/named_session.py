@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from lowbit.errors import RunError
 from lowbit.export.neutral import Neutral
+from lowbit.export.program.program import Program
 from lowbit.export.qdq_again import on_grid
 from lowbit.quant.affine import Affine
 from lowbit.runtimes.onnxruntime_cpu import OnnxRuntimeCpu
@@ -107,6 +109,14 @@ def _joined(name: str, parts: Sequence[Array], n: int, size: int) -> Array:
     if any(len(part) != len(parts[0]) for part in parts) and n % size:
         raise RunError(f"The output '{name}' has another number of rows in each call.", f"Feed {size} samples at a time.")
     return np.concatenate(parts)[: n * len(parts[0]) // size] if n % size else np.concatenate(parts)
+
+
+def in_layout(source: Neutral, program: Program) -> Neutral:
+    """The model with its preprocessing in the layout that an integer program is fed in: channels last."""
+    steps = source.preprocess
+    if steps is None or steps.layout != "nchw" or all(port.permutation is None for port in program.inputs):
+        return source
+    return replace(source, preprocess=replace(steps, layout="nhwc"))
 
 
 def write_beside(source: Neutral, folder: Path) -> tuple[Path, ...]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from lowbit.errors import ModelError
-from lowbit.export.neutral_candidate import Source, find_source
+from lowbit.export.neutral_candidate import Source, find_source, ranked
 from lowbit.export.neutral_pairs import Stripped, strip_pairs
 from lowbit.export.neutral_ranges import ranges_of, true_statistics
 from lowbit.measure.tasks import main_output, width_of
@@ -65,15 +65,27 @@ def read_neutral(bundle: Bundle, candidate: str | None = None) -> Neutral:
 
     Args:
         bundle: What `lowbit optimize` left behind.
-        candidate: Its id; None takes what ships where that is static INT8, else the best static INT8 candidate.
+        candidate: Its id; None takes what ships where that has a table, else the best candidate that has.
 
     Raises:
         UsageError: no such candidate, or none with a table whose artifact is there.
         ModelError: an artifact that cannot be read as a table: its tensors are not those of calibration, or its pairs are of another kind.
     """
+    tables = [candidate] if candidate is not None else [entry.id for entry in ranked(bundle)]
+    refusals: list[ModelError] = []
+    for name in tables:
+        try:
+            return _read(bundle, find_source(bundle, name))
+        except ModelError as error:
+            refusals.append(error)
+    if refusals:
+        raise refusals[0]
+    return _read(bundle, find_source(bundle, None))
+
+
+def _read(bundle: Bundle, source: Source) -> Neutral:
     from lowbit.graph import ir_files
 
-    source = find_source(bundle, candidate)
     model = ir_files.read(source.artifact)
     stripped = strip_pairs(model)
     _check_names(stripped, source)

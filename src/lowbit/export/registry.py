@@ -8,6 +8,7 @@ A package adds its own by an entry point in the group `lowbit.targets`:
 
 from __future__ import annotations
 
+from lowbit.errors import UsageError
 from lowbit.export.base import Target
 from lowbit.plugins import Plugins
 
@@ -40,6 +41,9 @@ def get(name: str) -> Target:
     Raises:
         UsageError: The name is not known, what it needs is not installed, or a third party's cannot be imported.
     """
+    known = find(name)
+    if known.version() is None and (missing := known.abilities().missing):
+        raise UsageError(f"Target '{name}' is not installed.", f"Install it: {missing[0]}")
     found: Target = _TARGETS.get(name)
     return found
 

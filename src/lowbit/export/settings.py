@@ -26,7 +26,8 @@ def settings_of(target: Target, given: Iterable[str]) -> dict[str, Setting]:
     for text in given:
         name, equals, value = text.partition("=")
         if not equals:
-            raise UsageError(f"'{text}' is no setting.", "Write --set name=value.")
+            what = "has no value" if name in wishes else "is no setting"
+            raise UsageError(f"'{text}' {what}.", "Write --set name=value.")
         if name not in wishes:
             if not wishes:
                 raise UsageError(f"{target.title} has no settings; '{name}' was given.", "Leave --set out.")

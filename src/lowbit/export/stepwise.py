@@ -20,7 +20,7 @@ def stepwise(path: Path, grids: Mapping[str, Affine]) -> NamedSession:
         grids: Output -> its grid, of the rounded ones.
 
     Raises:
-        RunError: it does not load.
+        RunError: it does not load; or later, it fails.
     """
     no_telemetry()
     import onnxruntime
@@ -35,7 +35,10 @@ def stepwise(path: Path, grids: Mapping[str, Affine]) -> NamedSession:
     names = [output.name for output in session.get_outputs()]
 
     def ask(feeds: Feeds) -> dict[str, Array]:
-        return dict(zip(names, session.run(names, dict(feeds)), strict=True))
+        try:
+            return dict(zip(names, session.run(names, dict(feeds)), strict=True))
+        except Exception as error:  # likewise
+            raise RunError(f"{path.name} fails in onnxruntime, step by step: {error}") from error
 
     inputs = [TensorInfo(info.name, tuple(info.shape), "float32") for info in session.get_inputs()]
     return NamedSession(ask, lambda: None, grids, size=fixed_size(inputs))

@@ -151,6 +151,7 @@ def calibration(context: Context) -> Evidence:
         else:
             context.reporter.note(f"Calibrating on {len(data)} samples: {data.name}, {context.split.how_selected}.")
             context.store.stats.parent.mkdir(parents=True, exist_ok=True)
+            np.save(context.store.calibrated, np.sort(data.hashes))
             context.evidence.stats.save(context.store.stats)
     return context.evidence
 

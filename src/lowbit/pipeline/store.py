@@ -55,6 +55,11 @@ class Store:
     def stats(self) -> Path:
         return self.out / "calibration" / "stats.npz"
 
+    @property
+    def calibrated(self) -> Path:
+        """Content hashes of the samples that calibrated, uint64 [n]: they never judge what is made of the bundle later."""
+        return self.out / "calibration" / "samples.npy"
+
     def candidate(self, candidate_id: str) -> Path:
         """Folder of one candidate; runtimes that share an artifact share it through a hard link."""
         return self.out / "candidates" / candidate_id

@@ -152,7 +152,7 @@ def _command(program: Path, kernels: str, *, count: bool) -> list[str]:
 
 
 def _make(folder: Path, words: list[str]) -> None:
-    _called([MAKE, "--no-print-directory", "-C", str(folder), *words], folder, 600)
+    _called([MAKE, "--no-print-directory", *words], folder, 600)
 
 
 def _called(command: list[str], folder: Path, seconds: float) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
 
 from lowbit.errors import RunError, UsageError
 from lowbit.export.base import Abilities, Artifact, Finding, Setting, TargetSession, Wish
@@ -15,6 +17,7 @@ from lowbit.export.cortexm.boards import BOARDS, board
 from lowbit.export.cortexm.generate import files
 from lowbit.export.cortexm.prepared import Prepared, prepare
 from lowbit.export.cortexm.session import CSession
+from lowbit.export.named_session import in_layout, write_beside
 from lowbit.export.neutral import Neutral
 from lowbit.export.program.program import Program
 
@@ -52,7 +55,7 @@ class CortexM:
         """Writes everywhere; emulated where a compiler and QEMU are."""
         missing = tuple(f"apt install {qemu.PACKAGES[program]}" for program in qemu.missing_programs())
         if not missing:
-            return Abilities(True, "emulated", (), "run in QEMU: answers, memory and instructions are real, latency is not")
+            return Abilities(True, "emulated", (), "run in QEMU: answers and memory are real, latency is not known")
         if qemu.kernel_sets(""):
             return Abilities(True, "interpreted", missing, "run on this machine: answers are those of the board, memory is planned only")
         return Abilities(True, "checked", missing, "planned, not compiled")
@@ -63,7 +66,8 @@ class CortexM:
 
         real = bool(settings["float_io"])
         program = lower(source, float_input=real, float_output=real)
-        return self.write_program(program, folder, settings, f"candidate {source.candidate}")
+        artifact = self.write_program(program, folder, settings, f"candidate {source.candidate}")
+        return replace(artifact, files=(*artifact.files, *write_beside(in_layout(source, program), folder)))
 
     def write_program(self, program: Program, folder: Path, settings: Mapping[str, Setting], origin: str) -> Artifact:
         """The same from a program that is already on integers.
@@ -106,7 +110,21 @@ class CortexM:
             fits = taken <= there * 1024
             text = f"{taken:,} bytes of {there:,} KB, as compiled for {state.budget.board.name}."
             found.append(Finding(f"{name} suffices", "note" if fits else "error", text))
-        return found
+        return [*found, *self._instructions(artifact)]
+
+    def _instructions(self, artifact: Artifact) -> list[Finding]:
+        """How many a sample takes on the board that was asked for; none where it cannot be run."""
+        program, (kernels, *_) = _state(artifact).prepared.program, self.kernel_sets(artifact)
+        if kernels == qemu.HOST:
+            return []
+        zeros = {port.name: np.zeros((1, *port.shape[1:]), np.float32) for port in program.inputs}
+        try:
+            session = CSession(artifact.main.parent, program, kernels)
+            counted = session.count(zeros).instructions
+            session.close()
+        except RunError:
+            return []
+        return [Finding("instructions", "note", f"{counted:,} instructions a sample in emulation ({kernels}): not latency.")]
 
     def measure(self, artifact: Artifact) -> qemu.Size:
         """What the compiler makes of it, for the board that was asked for.

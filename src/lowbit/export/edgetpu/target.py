@@ -11,6 +11,7 @@ from lowbit.export.edgetpu import rules
 from lowbit.export.edgetpu.rewrite import rewrite
 from lowbit.export.litert import check, sessions
 from lowbit.export.litert.target import FLOAT_INPUT, FLOAT_OUTPUT, facts_of, file_of, open_file, program_of, write_files
+from lowbit.export.named_session import in_layout
 from lowbit.export.neutral import Neutral
 from lowbit.plugins import installed_version
 
@@ -42,7 +43,7 @@ class EdgeTpu:
         real = {name: bool(settings[name]) for name in ("float_input", "float_output")}
         program = rewrite(lower(source, **real, per_tensor_dense=True))
         content = file_of(program, source)
-        files = write_files(folder, content, source)
+        files = write_files(folder, content, in_layout(source, program))
         cut = rules.split(program)
         predicted = {"predicted_on_edge_tpu": len(cut.mapped), "predicted_on_cpu": len(cut.before) + len(cut.fallen)}
         notes = (

@@ -11,7 +11,7 @@ from lowbit.export.litert import check, metadata, opening, outline, sessions, ve
 from lowbit.export.litert.recalibrated import census, environment, recipes
 from lowbit.export.litert.recalibrated.write import Recalibrated
 from lowbit.export.litert.recalibrated.write import write as write_recalibrated
-from lowbit.export.named_session import write_beside
+from lowbit.export.named_session import in_layout, write_beside
 from lowbit.export.neutral import Neutral
 from lowbit.export.program.program import Program
 from lowbit.plugins import installed_version
@@ -61,6 +61,7 @@ class LiteRT:
         there = self.version() is not None
         lacks = {"litert": not there, sessions.MICRO: sessions.MICRO not in sessions.kernel_sets(), "vela": vela.version() is None}
         missing = tuple(f"pip install 'lowbit[{extra}]'" for extra, lacking in lacks.items() if lacking)
+        missing += () if environment.environment() is not None else (environment.missing(),)
         return Abilities(there, "run", missing, "run on this CPU, on LiteRT's and TensorFlow Lite Micro's own kernels")
 
     def write(self, source: Neutral, folder: Path, settings: Mapping[str, Setting]) -> Artifact:
@@ -92,8 +93,13 @@ class LiteRT:
         from lowbit.export.program.lower import lower
 
         program = lower(source, float_input=bool(settings["float_input"]), float_output=bool(settings["float_output"]))
+        if given := [name for name, default in (("recipe", "auto"), ("length", 0)) if settings[name] != default]:
+            raise UsageError(
+                f"{' and '.join(given)} belong to a recalibrated file, and this model is written from the bundle's own table.",
+                "Leave them out, or add --set way=recalibrated.",
+            )
         content = file_of(program, source)
-        files = write_files(folder, content, source)
+        files = write_files(folder, content, in_layout(source, program))
         facts = {**facts_of(program, content), **memory_of(program, content)}
         notes = [f"Written with the schema of ai-edge-litert {self.version()}; scales, zero points and weights are the bundle's own."]
         notes += program.notes

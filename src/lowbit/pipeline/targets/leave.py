@@ -10,7 +10,7 @@ from pathlib import Path
 from lowbit.bundle.bundle import Bundle
 from lowbit.bundle.schema import FindingEntry, KernelsEntry, TargetEntry
 from lowbit.data.dataset import Dataset
-from lowbit.errors import Interrupted, LowbitError, ModelError
+from lowbit.errors import DataError, Interrupted, LowbitError, ModelError
 from lowbit.export import registry
 from lowbit.export.base import Abilities, Artifact, Calibrating, Finding, Setting, Target
 from lowbit.export.make import check_place, make
@@ -70,6 +70,8 @@ def leave(
     source = labelled(read_neutral(bundle, candidate), judges)
     if judges is not None and isinstance(found, Calibrating) and (wanted := found.samples_wanted(source, wishes)):
         source, judges = with_samples(source, judges, calibration or known, wanted)
+    if judges is not None:
+        questions(source, judges, samples or MOST["run"])  # too few are found before anything is written
     entries: list[TargetEntry] = []
 
     def tried(artifact: Artifact, folder: Path) -> str:
@@ -136,7 +138,12 @@ def _tried(
     kernel_sets = target.kernel_sets(artifact)
     kernels: list[KernelsEntry] = []
     if kernel_sets:
-        asked = questions(source, data, samples or MOST[able.level])
+        try:
+            asked = questions(source, data, samples or MOST[able.level])
+        except DataError as error:
+            note = f"Not asked: {error.message} {error.hint or ''}".strip()
+            unasked = replace(artifact, notes=(*artifact.notes, note), words="written; not asked anything: no data were given")
+            return entry(target, source, unasked, [])
         by = yardstick(bundle, source, target, artifact, asked)
         kernels = [prove(bundle, source, target, artifact, name, asked, by, reporter) for name in kernel_sets]
         if time:

@@ -209,11 +209,13 @@ def with_ties(theirs: Array, ours: Array) -> float:
 def cosine(theirs: Array, ours: Array) -> float:
     """Mean over samples of the cosine between two models' answers [N, ...]; NaN where their shapes differ.
 
-    Of one number a sample only the sign would be left: there it is the cosine of all samples' numbers together.
+    Of one number a sample only the sign would be left: there it is the correlation of all samples' numbers (0 where one is constant).
     """
     if theirs.shape != ours.shape:
         return math.nan
-    rows = 1 if theirs.size == len(theirs) else len(theirs)
+    if single := theirs.size == len(theirs) > 1:
+        theirs, ours = theirs - theirs.mean(), ours - ours.mean()
+    rows = 1 if single else len(theirs)
     a, b = theirs.reshape(rows, -1), ours.reshape(rows, -1)
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     return float(np.mean(np.where(norms > 0, (a * b).sum(axis=1) / np.maximum(norms, 1e-300), (a == b).all(axis=1))))

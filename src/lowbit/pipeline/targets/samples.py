@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lowbit.bundle.bundle import Bundle
-from lowbit.bundle.schema import DataEntry
 from lowbit.data import split
 from lowbit.data.dataset import Dataset
 from lowbit.data.open import open_data
@@ -71,7 +70,9 @@ def parted(bundle: Bundle, data: Data | Dataset | None) -> tuple[Dataset | None,
         return data, None
     inputs = tuple(TensorInfo(each.name, each.shape, each.dtype) for each in bundle.manifest.model.inputs)
     opened = open_data(data, inputs, bundle.preprocess)
-    judges = without_calibration(bundle.manifest.data, opened)
+    judges = without_calibration(bundle, opened)
+    if not len(judges):
+        raise DataError(f"All {len(opened):,} samples of '{opened.name}' calibrated the bundle.", "Give others: those cannot judge it.")
     seen = np.flatnonzero(~np.isin(opened.hashes, judges.hashes))
     return in_content_order(judges), opened.subset(seen) if len(seen) else None  # files may be sorted by class
 
@@ -122,8 +123,15 @@ def whole_calls(n: int, batch: Dim) -> int:
     return max(n // batch, 1) * batch if isinstance(batch, int) and batch > 0 else n
 
 
-def without_calibration(known: DataEntry, data: Dataset) -> Dataset:
-    """The samples that the search did not calibrate on, where these are the data that the search had, or had a part of (`--limit`)."""
+def without_calibration(bundle: Bundle, data: Dataset) -> Dataset:
+    """The samples that the search did not calibrate on, by their content.
+
+    Bundles of before keep no hashes: of them it is known where these are the data that the search had, or had a part of (`--limit`).
+    """
+    kept = bundle.folder / "calibration" / "samples.npy"
+    if kept.is_file():
+        return data.subset(np.flatnonzero(~np.isin(data.hashes, np.load(kept, allow_pickle=False))))
+    known = bundle.manifest.data
     total = known.calibration.n + known.validation.n + known.validation.skipped
     wholes = [data]
     if total < len(data):

@@ -9,7 +9,24 @@ from typing import Any
 from lowbit.export.base import Finding
 
 _INTEGERS = ("INT8", "INT16", "INT4", "UINT8", "INT2")
-_BETWEEN = frozenset({"QUANTIZE", "DEQUANTIZE"})
+_BETWEEN = frozenset(
+    {
+        "CONCATENATION",
+        "DEQUANTIZE",
+        "EMBEDDING_LOOKUP",
+        "EXPAND_DIMS",
+        "GATHER",
+        "PACK",
+        "PAD",
+        "QUANTIZE",
+        "RESHAPE",
+        "SLICE",
+        "SPLIT",
+        "SQUEEZE",
+    }
+    | {"STRIDED_SLICE", "TRANSPOSE", "UNPACK"}
+)
+"""What looks up and moves values computes nothing."""
 _SHOWN = 5
 
 

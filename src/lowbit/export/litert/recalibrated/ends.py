@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lowbit import __version__
+from lowbit.errors import ModelError
 from lowbit.export.litert import outline
 from lowbit.export.litert.writer import IDENTIFIER, aligned
 
@@ -99,6 +100,9 @@ def dressed(content: bytes, ends: Ends, described: Mapping[str, bytes], schema: 
 def _named(ends: tuple[End, ...], maps: list[Any], graph: Any) -> dict[int, End]:
     """Number of a tensor -> its end; the signature's names become the source's."""
     ordered = sorted(maps, key=lambda entry: int(entry.name.decode().rpartition("_")[2]))
+    if len({entry.tensorIndex for entry in ordered}) < len(ordered):
+        names = ", ".join(f"'{end.name}'" for end in ends)
+        raise ModelError(f"Of {names} two are one tensor in the converted file, and answers could not be told apart.", "Leave one out.")
     for end, entry in zip(ends, ordered, strict=True):
         entry.name = end.name
         graph.tensors[entry.tensorIndex].name = end.name
