@@ -43,7 +43,9 @@ def get(name: str) -> Target:
     """
     known = find(name)
     if known.version() is None and (missing := known.abilities().missing):
-        raise UsageError(f"Target '{name}' is not installed.", f"Install it: {missing[0]}")
+        own = f"lowbit[{known.extra}]"
+        steps = missing[:1] if known.extra is None or own in missing[0] else (f"pip install '{own}'", missing[0])
+        raise UsageError(f"Target '{name}' is not installed.", f"Install it: {'; then '.join(steps)}")
     found: Target = _TARGETS.get(name)
     return found
 
