@@ -14,7 +14,7 @@ demo: $(VENV)/.all  ## optimize the built-in model on the built-in images
 	$(BIN)/lowbit demo --out build/demo
 
 test: $(VENV)/.dev  ## everything that needs no GPU and no network, in WORKERS processes
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --max-worker-restart 0
 
 lint: $(VENV)/.dev  ## style and types
 	$(BIN)/ruff check src tests benchmarks examples docs

@@ -12,17 +12,16 @@ import onnx
 import onnx_ir
 import onnxruntime
 from lowering_case import everything, neutral
-from target_case import INPUT, OUTPUT, network, samples
+from target_case import INPUT, OUTPUT, Bounds, network, samples
 
 from lowbit.data.preprocess import Preprocess
 from lowbit.export.neutral import Neutral
-from lowbit.export.neutral_ranges import span
 from lowbit.graph import ir_files
 from lowbit.graph.parameterize import parameterize
 from lowbit.graph.place import Format, place
 from lowbit.graph.profiles import ONNXRUNTIME_CPU
 from lowbit.graph.qdq import values_of, write_pairs
-from lowbit.quant.affine import Affine, round_trip
+from lowbit.quant.affine import Affine, round_trip, span
 from lowbit.recipe import QuantSpec
 from lowbit.types import Array, TensorInfo
 
@@ -51,7 +50,14 @@ class Case:
         return run(self.artifact, self.asked)
 
 
-def case(folder: Path, *, preprocess: Preprocess | None = STEPS, labels: tuple[str, ...] = (), extra: str | None = None) -> Case:
+def case(
+    folder: Path,
+    *,
+    preprocess: Preprocess | None = STEPS,
+    labels: tuple[str, ...] = (),
+    extra: str | None = None,
+    clip: Bounds | None = None,
+) -> Case:
     """Rounds the network by its own samples' ranges.
 
     Args:
@@ -59,8 +65,9 @@ def case(folder: Path, *, preprocess: Preprocess | None = STEPS, labels: tuple[s
         preprocess: Of the bundle.
         labels: Likewise.
         extra: Operator to put before the pooling.
+        clip: Bounds of a Clip instead of a Relu.
     """
-    plain = network(folder / "plain.onnx", extra)
+    plain = network(folder / "plain.onnx", extra, clip)
     asked = samples(48, seed=2)
     with_named_input = onnx.load_model(plain)
     seen = everything_of(with_named_input, asked)

@@ -17,19 +17,23 @@ SHAPE = (3, 12, 12)
 CLASSES = tuple(f"kind {number}" for number in range(10))
 
 
-def network(path: Path, extra: str | None = None) -> Path:
+Bounds = tuple[float | None, float | None]
+
+
+def network(path: Path, extra: str | None = None, clip: Bounds | None = None) -> Path:
     """The network of `_network` with biases for which its classes are about equally frequent."""
-    _network(path, extra, np.zeros(10, np.float32))
+    _network(path, extra, clip, np.zeros(10, np.float32))
     logits = reference(path, {INPUT: samples(100, seed=5)})[OUTPUT]
-    return _network(path, extra, -logits.mean(0))
+    return _network(path, extra, clip, -logits.mean(0))
 
 
-def _network(path: Path, extra: str | None, bias: NDArray[np.float32]) -> Path:
+def _network(path: Path, extra: str | None, clip: Bounds | None, bias: NDArray[np.float32]) -> Path:
     """Padded strided convolution, depthwise, a residual sum, pooling, a dense layer. FP32, input [N, 3, 12, 12], output [N, 10].
 
     Args:
         path: To write.
         extra: Name of an operator of one input to put before the pooling.
+        clip: Bounds of a Clip behind the depthwise convolution, instead of its Relu.
         bias: Of the dense layer.
     """
     rng = np.random.default_rng(3)
@@ -39,11 +43,16 @@ def _network(path: Path, extra: str | None, bias: NDArray[np.float32]) -> Path:
 
     weights = {"w1": normal(8, 3, 3, 3), "b1": normal(8, 8)[0], "w2": normal(8, 1, 3, 3), "b2": normal(8, 8)[1]}
     weights |= {"w3": normal(8, 8, 1, 1), "b3": normal(8, 8)[2], "w4": normal(10, 8), "b4": bias}
+    bounds = {name: bound for name, bound in zip(("low", "high"), clip or (), strict=False) if bound is not None}
+    weights |= {name: np.array(bound, np.float32) for name, bound in bounds.items()}
+    limits = [name if name in bounds else "" for name in ("low", "high")]
     nodes = [
         helper.make_node("Conv", [INPUT, "w1", "b1"], ["c1"], name="stem", pads=[1, 1, 1, 1], strides=[2, 2]),
         helper.make_node("Relu", ["c1"], ["r1"], name="stem_relu"),
         helper.make_node("Conv", ["r1", "w2", "b2"], ["c2"], name="depthwise", pads=[1, 1, 1, 1], group=8),
-        helper.make_node("Relu", ["c2"], ["r2"], name="depthwise_relu"),
+        helper.make_node("Clip", ["c2", *limits], ["r2"], name="depthwise_clip")
+        if clip
+        else helper.make_node("Relu", ["c2"], ["r2"], name="depthwise_relu"),
         helper.make_node("Conv", ["r2", "w3", "b3"], ["c3"], name="pointwise"),
         helper.make_node("Add", ["c3", "r1"], ["s"], name="shortcut"),
         helper.make_node("Relu", ["s"], ["r3"], name="shortcut_relu"),

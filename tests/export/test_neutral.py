@@ -20,9 +20,9 @@ from lowbit.export.neutral import labels_for, read_neutral
 from lowbit.export.neutral_candidate import Source, ranked
 from lowbit.export.neutral_pairs import Stripped, strip_pairs
 from lowbit.export.neutral_ranges import ranges_of as ranges_for
-from lowbit.export.neutral_ranges import span, true_statistics
+from lowbit.export.neutral_ranges import true_statistics
 from lowbit.graph.place import Format
-from lowbit.quant.affine import Affine, from_range, quantize
+from lowbit.quant.affine import Affine, from_range, quantize, span
 from lowbit.quant.observers import Observer
 from lowbit.recipe import QuantSpec, Recipe
 from lowbit.types import Array

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
 import small_models
 from conftest import missing
@@ -81,6 +82,23 @@ def test_program_of_several_inputs_and_outputs(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found["product"], a * b)
     found["total"][:] = 0
     np.testing.assert_array_equal(found["same"], a + b)  # arrays of their own
+
+
+@pytest.mark.parametrize("told", ["sizes", "scales"])
+def test_a_program_resizes_by_numbers_that_the_file_holds(told: str, tmp_path: Path) -> None:
+    """Beside them there are tensors without elements for what is left out; exporters cannot look into either."""
+    held = {
+        "nothing": np.zeros(0, np.float32),
+        "sizes": np.array([2, 3, 6, 10], np.int64),
+        "scales": np.array([1, 1, 1.5, 2.5], np.float32),
+    }
+    further = ["nothing", "nothing", "sizes"] if told == "sizes" else ["nothing", "scales"]
+    nodes = [helper.make_node("Resize", ["x", *further], ["y"], mode="linear", coordinate_transformation_mode="pytorch_half_pixel")]
+    ends = [(TensorProto.FLOAT, [2, 3, *shape]) for shape in ((4, 4), (6, 10))]
+    source = small_models.save(tmp_path / "m.onnx", nodes, {"x": ends[0]}, {"y": ends[1]}, {name: held[name] for name in set(further)})
+    given = {"x": np.random.default_rng(0).normal(size=(2, 3, 4, 4)).astype(np.float32)}
+    found = EAGER.open(pt2e.write_program(source, tmp_path / "m.pt2", given), Tuning(fixed_shape=True), 2).run(given)
+    np.testing.assert_allclose(found["y"], small_models.reference(source, given)["y"], rtol=1e-5, atol=1e-6)
 
 
 def test_a_program_that_torch_saved_keeps_its_own_names(tmp_path: Path) -> None:

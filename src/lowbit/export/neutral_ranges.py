@@ -8,7 +8,7 @@ import numpy as np
 
 from lowbit.export.neutral_candidate import Source
 from lowbit.export.neutral_pairs import Stripped
-from lowbit.quant.affine import Affine, levels
+from lowbit.quant.affine import Affine, span
 from lowbit.quant.observers import Histogram, TensorStats
 from lowbit.types import RangeMethod
 
@@ -55,13 +55,6 @@ def ranges_of(source: Source, stripped: Stripped, stats: Mapping[str, TensorStat
         grid = _grid_of(name, source, stripped)
         found[name] = span(grid) if grid is not None else known.range(name, _method(source, name, stripped.ends))
     return found | {name: span(grid) for name, grid in stripped.activations.items() if name not in found}
-
-
-def span(grid: Affine) -> tuple[float, float]:
-    """The lowest and the highest value of a grid, per tensor."""
-    low, high = levels(grid.dtype, grid.symmetric)
-    scale, zero = float(grid.scale), int(grid.zero_point)
-    return (low - zero) * scale, (high - zero) * scale
 
 
 def _grid_of(name: str, source: Source, stripped: Stripped) -> Affine | None:

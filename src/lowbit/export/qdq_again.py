@@ -15,14 +15,13 @@ import numpy as np
 
 from lowbit.errors import ModelError
 from lowbit.export.neutral import Neutral
-from lowbit.export.neutral_ranges import span
 from lowbit.graph import ir_files
 from lowbit.graph.groups import Group
 from lowbit.graph.parameterize import Table, parameterize
 from lowbit.graph.place import Format, Placement, place
 from lowbit.graph.profiles import ONNXRUNTIME_CPU, Profile
 from lowbit.graph.qdq import values_of, write_pairs
-from lowbit.quant.affine import Affine
+from lowbit.quant.affine import Affine, span
 from lowbit.recipe import QuantSpec
 from lowbit.types import Array
 

@@ -60,6 +60,13 @@ def levels(dtype: str, symmetric: bool) -> tuple[int, int]:
     return low + symmetric, low + (1 << bits) - 1
 
 
+def span(grid: Affine) -> tuple[float, float]:
+    """The lowest and the highest value of a grid, per tensor."""
+    low, high = levels(grid.dtype, grid.symmetric)
+    scale, zero = float(grid.scale), int(grid.zero_point)
+    return (low - zero) * scale, (high - zero) * scale
+
+
 def from_range(
     low: ArrayLike, high: ArrayLike, dtype: str, *, symmetric: bool, axis: int | None = None, block: int | None = None
 ) -> Affine:

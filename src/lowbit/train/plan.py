@@ -105,13 +105,18 @@ class _Planner:
         return self.plan.aliases.get(str(value.name), str(value.name))
 
     def _compute(self, node: ir.Node) -> None:
-        inputs = tuple(None if v is None or not v.name else self._name(v) for v in node.inputs)
+        inputs = tuple(None if v is None or self._says_nothing(node, v) else self._name(v) for v in node.inputs)
         outputs = [str(v.name or "") for v in node.outputs]
         while outputs and not outputs[-1]:
             outputs.pop()
         values = {key: _plain(attribute) for key, attribute in node.attributes.items()}
         attributes = Attributes(node.op_type, str(node.name), values, self.opset, len(outputs))
         self.plan.steps.append(Compute(attributes, inputs, tuple(outputs)))
+
+    def _says_nothing(self, node: ir.Node, value: ir.Value) -> bool:
+        """Whether an input is left out: by name, or as Resize may by a tensor without elements."""
+        array = self.arrays.get(str(value.name))
+        return not value.name or (node.op_type == "Resize" and array is not None and array.size == 0)
 
     def _quantize(self, node: ir.Node) -> None:
         source, key = node.inputs[0], str(node.outputs[0].name)

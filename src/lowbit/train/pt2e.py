@@ -47,6 +47,7 @@ NUMBERS = (
     "ReduceSum",
     "ReduceMax",
     "ReduceMin",
+    "Resize",
 )
 """Operators whose further inputs are shapes, axes and positions: plain numbers, which they take as such."""
 
@@ -133,7 +134,9 @@ class _Fixed(Twin):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        small = {name: value for name, value in super()._held().items() if name in self.plan.constants and value.numel() == 1}
+        factors = {name for step in self.plan.steps if isinstance(step, Compute) and _reads_factors(step) for name in step.inputs[1:]}
+        held = {name: value for name, value in super()._held().items() if name in self.plan.constants}
+        small = {name: value for name, value in held.items() if value.numel() == 1 or name in factors}
         self._written = self._integers | small
         self.literals = dict(self._written)
         self.requires_grad_(False)
@@ -168,9 +171,15 @@ class _Fixed(Twin):
             seen: dict[str, Any] = {name: values[name] for name in step.inputs if name}
             if step.attributes.op in NUMBERS:
                 whole = {name: self.literals[name] for name in step.inputs[1:] if name and name in self.literals}
-                seen |= {name: value.tolist() for name, value in whole.items() if not value.is_floating_point() and value.ndim == 1}
+                plain = {name: value for name, value in whole.items() if not value.is_floating_point() or _reads_factors(step)}
+                seen |= {name: value.tolist() for name, value in plain.items() if value.ndim == 1}
             super()._run(step, seen)
             values.update({name: seen[name] for name in step.outputs if name})
+
+
+def _reads_factors(step: Compute) -> bool:
+    """Whether its further inputs are plain numbers also where they have fractions."""
+    return step.attributes.op == "Resize"
 
 
 def _from_shapes(twin: Twin) -> list[str]:

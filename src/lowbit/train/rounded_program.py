@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lowbit.quant.affine import Affine, quantize
+from lowbit.quant.affine import Affine, quantize, span
 from lowbit.quiet import no_output
 from lowbit.train.parts import Compute, Rounding
 from lowbit.train.pt2e import _export, _Fixed, _Positional, _positions, _save
@@ -108,7 +108,7 @@ class _Rounded(_Fixed):
             bias = own[step.inputs[2]] if len(step.inputs) > 2 and step.inputs[2] is not None else None
             bias = bias.reshape(-1) if bias is not None and bias.ndim != 1 else bias  # partitioners look for the constant itself
             own[step.outputs[0]] = torch.nn.functional.linear(own[str(step.inputs[0])], own[str(step.inputs[1])], bias)
-        elif not self._run_even(step, own):
+        elif not (self._run_even(step, own) or self._run_between(step, own)):
             super()._run(step, own)
         values.update({name: self._on_grid(name, own[name]) for name in step.outputs if name in own})
 
@@ -126,6 +126,18 @@ class _Rounded(_Fixed):
         values[step.outputs[0]] = torch.nn.functional.conv2d(read, weight, bias, strides, pads[:2], dilations, groups)
         return True
 
+    def _run_between(self, step: Compute, values: dict[str, Tensor]) -> bool:
+        """A rounded Clip in the form that ExecuTorch fuses with the product before; behind one that it does not fuse, results are nonsense.
+
+        Where a bound is missing the grid's own end stands for it: nothing beyond is told apart.
+        """
+        grid = self._grids.get(step.outputs[0]) if step.attributes.op == "Clip" else None
+        if grid is None:
+            return False
+        low, high = (end if bound is None else bound for bound, end in zip(_bounds(step, values), span(grid), strict=True))
+        values[step.outputs[0]] = torch.nn.functional.hardtanh(values[str(step.inputs[0])], low, high)
+        return True
+
     def _on_grid(self, name: str, value: Tensor) -> Tensor:
         if name not in self._grids:
             return value
@@ -139,6 +151,13 @@ class _Rounded(_Fixed):
     def _given(self, name: str) -> tuple[Any, ...]:
         grid = self._grids[name]
         return float(grid.scale), int(grid.zero_point) - (128 if grid.dtype == "uint8" else 0), _LOW, _HIGH, torch.int8
+
+
+def _bounds(step: Compute, values: Mapping[str, Tensor]) -> tuple[float | None, float | None]:
+    """Both bounds of a Clip: inputs, attributes before operator set 11."""
+    given = [values[name].item() if name is not None else None for name in step.inputs[1:3]]
+    low, high = given + [None] * (2 - len(given))
+    return step.attributes.get("min") if low is None else low, step.attributes.get("max") if high is None else high
 
 
 def _is_product(step: Compute) -> bool:

@@ -21,7 +21,6 @@ from lowbit.export.base import Abilities, Artifact, Finding, Setting, Wish
 from lowbit.export.fixed_batch import with_fixed_batch
 from lowbit.export.named_session import NamedSession, fixed_size, write_beside
 from lowbit.export.neutral import Neutral
-from lowbit.export.neutral_ranges import span
 from lowbit.export.qdq_again import format_of
 from lowbit.export.worker import Worker, python_of
 from lowbit.graph import ir_files
@@ -30,7 +29,7 @@ from lowbit.graph.place import place
 from lowbit.graph.profiles import Profile
 from lowbit.graph.qdq import values_of
 from lowbit.plugins import installed_version
-from lowbit.quant.affine import Affine
+from lowbit.quant.affine import Affine, span
 from lowbit.types import Array
 
 KERNELS = "xnnpack"

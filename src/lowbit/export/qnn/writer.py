@@ -13,7 +13,6 @@ from lowbit.errors import ModelError
 from lowbit.export.base import Finding
 from lowbit.export.fixed_batch import with_fixed_batch
 from lowbit.export.neutral import Neutral
-from lowbit.export.neutral_ranges import span
 from lowbit.export.qnn import rules
 from lowbit.graph import ir_files
 from lowbit.graph.groups import Group
@@ -21,7 +20,7 @@ from lowbit.graph.parameterize import RangeOf, Table, parameterize
 from lowbit.graph.place import Format, Placement, place
 from lowbit.graph.profiles import QNN
 from lowbit.graph.qdq import values_of, write_pairs
-from lowbit.quant.affine import Affine
+from lowbit.quant.affine import Affine, span
 from lowbit.quant.ranges import minmax
 from lowbit.recipe import Dtype, QuantSpec
 

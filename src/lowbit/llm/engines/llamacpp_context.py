@@ -52,6 +52,18 @@ def library() -> ModuleType:
     return module
 
 
+def may_repack(system: bytes) -> bool:
+    """Whether llama.cpp may lay weights out for this processor's own instructions.
+
+    Not where it was built for AMX: compilers drop parts of its tile configuration, and the process dies of a segmentation fault
+    (https://github.com/ggml-org/llama.cpp/pull/26954, of August 2026, open).
+
+    >>> may_repack(b"CPU : AVX512_BF16 = 1 | AMX_INT8 = 1 | REPACK = 1 | ")
+    False
+    """
+    return b"AMX_INT8 = 1" not in system
+
+
 def _keep(level: int, text: bytes, _: Any) -> None:
     if level == ERROR:
         _messages.append(text.decode("utf-8", "replace").strip())
@@ -90,6 +102,7 @@ class Context:
         lib = self._library
         params = lib.llama_model_default_params()
         params.n_gpu_layers = 0
+        params.use_extra_bufts = may_repack(lib.llama_print_system_info())
         self._model = lib.llama_model_load_from_file(str(artifact).encode(), params)
         if not self._model:
             raise RunError(f"llama.cpp cannot load '{artifact.name}'{_why()}.")

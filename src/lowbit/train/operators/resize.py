@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lowbit.train.operators.table import Attributes, ints, operator
+from lowbit.train.operators.table import Attributes, operator
 from lowbit.types import Array
 
 _NEAREST: dict[str, Callable[[Array], Array]] = {
@@ -20,7 +20,7 @@ _NEAREST: dict[str, Callable[[Array], Array]] = {
 
 
 @operator("Resize")
-def resize(given: Attributes, x: Tensor, *inputs: Tensor | None) -> Tensor:
+def resize(given: Attributes, x: Tensor, *inputs: Tensor | list[float] | None) -> Tensor:
     """To the nearest or linearly; the region of interest is read by a mode that is refused."""
     scales, sizes = _wanted(given, inputs)
     mode = given.get("mode", "nearest")
@@ -36,16 +36,15 @@ def resize(given: Attributes, x: Tensor, *inputs: Tensor | None) -> Tensor:
     return x
 
 
-def _wanted(given: Attributes, inputs: tuple[Tensor | None, ...]) -> tuple[list[float], list[int]]:
+def _wanted(given: Attributes, inputs: tuple[Tensor | list[float] | None, ...]) -> tuple[list[float], list[int]]:
     """Scales or sizes; operator set 10 has scales alone."""
-    if given.opset < 11:
-        assert inputs[0] is not None
-        return inputs[0].tolist(), []
-    scales, sizes = (inputs[i] if len(inputs) > i else None for i in (1, 2))
-    if sizes is not None and sizes.numel():
-        return [], ints(sizes) or []
-    assert scales is not None
-    return scales.tolist(), []
+    scales, sizes = (_plain(inputs[i]) if len(inputs) > i else [] for i in ((0, 1) if given.opset < 11 else (1, 2)))
+    return ([], [int(size) for size in sizes]) if sizes else (scales, [])
+
+
+def _plain(values: Tensor | list[float] | None) -> list[float]:
+    found: list[float] = values.tolist() if isinstance(values, Tensor) else values or []
+    return found
 
 
 def _positions(given: Attributes, old: int, new: int, scale: np.float32) -> Array:
