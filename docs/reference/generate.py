@@ -229,7 +229,7 @@ def glance(each: KernelsEntry) -> str:
 def targets_table() -> str:
     """Everything that was measured: one row a model, target and kernel set."""
     rows = [row for model, found in measured().items() for told in found.values() for row in matrix_rows(model, told)]
-    heads = ["model", "target", "tried", "same class", "against its reference", "metric", "gate", "size", "arena", "latency"]
+    heads = ["model", "target", "tried", "same class", "against its reference", "metric", "gate", "size", "memory", "latency"]
     lead = (
         "# Models through targets\n\nMeasured by `python benchmarks/targets.py`, from whose results this page is written; the words are\n"
         "explained in the [guide](../guides/targets.md). Samples differ where an emulator takes long; latency is of one thread beside\n"
@@ -241,9 +241,9 @@ def targets_table() -> str:
 def matrix_rows(model: str, told: TargetEntry) -> list[tuple[str, ...]]:
     if told.refused is not None:
         return [(model, told.title, "not written", told.refused.split("\n")[0].replace("|", "\\|"), *[""] * 6)]
-    size, arena = words.size(told.size_bytes), report_targets.arena(told)
+    size, memory = report_targets.artifact_size(told), report_targets.working_memory(told)
     if not told.kernels:
-        return [(model, told.title, told.level, *[""] * 4, size, arena, "")]
+        return [(model, told.title, told.level, *[""] * 4, size, memory, "")]
     rows = []
     for each in told.kernels:
         if each.error is not None:
@@ -256,7 +256,7 @@ def matrix_rows(model: str, told: TargetEntry) -> list[tuple[str, ...]]:
             latency = f"{words.milliseconds(each.latency_ms.p50)} ({words.times(each.speedup.value)}{slower})"
         value = words.metric_value(each.metric.name, each.metric.value) if each.metric else ""
         exact = report_targets.identical(each).replace(words.NONE, "")
-        rows.append((model, f"{told.title}, {each.kernels}", told.level, same, exact, value, each.verdict or "", size, arena, latency))
+        rows.append((model, f"{told.title}, {each.kernels}", told.level, same, exact, value, each.verdict or "", size, memory, latency))
     return rows
 
 

@@ -96,3 +96,9 @@ def installed_version(module: str, *distributions: str) -> str | None:
         except metadata.PackageNotFoundError:
             continue
     return "unknown"
+
+
+def named_version(module: str, *distributions: str) -> str | None:
+    """Likewise with the package's name before it: "onnx 1.23.2"."""
+    found = installed_version(module, *distributions)
+    return None if found is None else f"{(distributions or (module,))[0]} {found}"

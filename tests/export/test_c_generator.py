@@ -182,7 +182,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(name: str, said
 def test_how_much_is_missing_is_said_exactly(tmp_path: Path) -> None:
     program = small()
     need = int(written(program, tmp_path / "all").facts["sram_bytes"])
-    with pytest.raises(ModelError, match=rf"{(need - 2048) / 1024:,.1f} KB of SRAM are missing"):
+    with pytest.raises(ModelError, match=rf"{(need - 2048) / 1024:,.1f} KiB of SRAM are missing"):
         written(program, tmp_path / "less", sram_kb=2)
 
 

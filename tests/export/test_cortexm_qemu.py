@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -98,11 +99,32 @@ def test_a_relative_folder_is_compiled_as_an_absolute_one_is(tmp_path: Path, mon
     assert re.fullmatch(r"[\d,]+ instructions a sample in emulation \(qemu-m7\): not latency\.", findings["instructions"].text)
 
 
+def test_make_run_answers_a_file_and_says_when_there_is_none(tmp_path: Path) -> None:
+    """As people try it by hand, in the exported folder."""
+    drawn = (random_program(seed, float_io=True) for seed in range(40))
+    program = next(each for each in drawn if len(each.inputs) == len(each.outputs) == 1)
+    written(program, tmp_path)
+    told = subprocess.run(["make", "-C", tmp_path, "run"], capture_output=True, text=True, check=False)
+    assert told.returncode != 0
+    assert "input.bin is missing" in told.stderr
+    feeds = random_feeds(program, 3, seed=2)
+    given, wanted = (next(iter(values.values())) for values in (feeds, reference.run(program, feeds)))
+    port = program.inputs[0]
+    lying = given if port.permutation is None else given.transpose(port.permutation)
+    (tmp_path / "input.bin").write_bytes(np.ascontiguousarray(lying, np.float32).tobytes())
+    told = subprocess.run(["make", "-C", tmp_path, "run"], capture_output=True, text=True, check=True)
+    assert "samples 3" in told.stderr
+    found = np.frombuffer((tmp_path / "output.bin").read_bytes(), np.float32)
+    np.testing.assert_array_equal(np.sort(found), np.sort(wanted.reshape(-1)))  # whichever way its axes lie
+
+
 def test_a_program_that_the_emulated_board_has_no_room_for_says_how_much_is_missing(tmp_path: Path) -> None:
     artifact = written(convolutions(), tmp_path)
     main = tmp_path / "main.c"
     main.write_text(main.read_text().replace("int main(void) {", "static volatile char more[3u << 20];\nint main(void) { more[0] = 1;"))
-    with pytest.raises(RunError, match=r"^The program does not fit mps3-an547, which is emulated here: 1,\d\d\d KB of SRAM are missing\.$"):
+    with pytest.raises(
+        RunError, match=r"^The program does not fit mps3-an547, which is emulated here: 1,\d\d\d KiB of SRAM are missing\.$"
+    ):
         CortexM().open(artifact, "qemu-m55")
 
 

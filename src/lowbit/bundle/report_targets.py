@@ -11,15 +11,13 @@ from lowbit.bundle.schema import KernelsEntry, Manifest, TargetEntry
 
 LEVELS = {"run": "run", "emulated": "emulated", "interpreted": "interpreted", "checked": "checked"}
 _HEADS = (
-    ("Target", ""),
-    ("Tried", "how far"),
+    ("Target", "how far it was tried"),
+    ("Kernels", "what the gate says"),
     ("Same class", "as this bundle's"),
-    ("Reference", "what equals it"),
     ("Metric", "change [interval]"),
-    ("Gate", ""),
-    ("Size", ""),
-    ("Memory", "arena"),
     ("Latency", "over full precision"),
+    ("Reference", "what equals it"),
+    ("Size", "working memory"),
 )
 
 
@@ -42,39 +40,29 @@ def targets_section(manifest: Manifest) -> str:
 
 def _rows(entry: TargetEntry) -> str:
     """One row a kernel set; a target that could not be tried, or not be written, has one of its own."""
-
-    def name(more: str) -> str:
-        return f'<th scope="row">{escape(entry.title)}<small>{more}</small></th>'
-
+    count = max(len(entry.kernels), 1)
+    spanning = f' rowspan="{count}"' if count > 1 else ""
+    first = f'<th scope="rowgroup"{spanning}>{escape(entry.title)}<small>{escape(LEVELS[entry.level])}</small></th>'
     if entry.refused is not None:
-        cell = f'<td colspan="{len(_HEADS) - 1}" class="told">Not written: {escape(entry.refused)}</td>'
-        return f"<tr>{name('')}{cell}</tr>"
+        return f'<tr>{first}<td colspan="{len(_HEADS) - 1}">Not written: {escape(entry.refused)}</td></tr>'
+    last = f"<td{spanning}>{escape(artifact_size(entry))}<small>{escape(working_memory(entry))}</small></td>"
     if not entry.kernels:
-        cells = [LEVELS[entry.level], words.NONE, words.NONE, words.NONE, "", words.size(entry.size_bytes), arena(entry), words.NONE]
-        return f"<tr>{name('')}{_cells(cells)}</tr>"
-    return "".join(f"<tr>{name(breakable(each.kernels))}{_kernel_cells(entry, each)}</tr>" for each in entry.kernels)
+        return f"<tr>{first}{_cells([words.NONE] * (len(_HEADS) - 2))}{last}</tr>"
+    top, *rest = (_kernel_cells(each) for each in entry.kernels)
+    return f"<tr>{first}{top}{last}</tr>" + "".join(f"<tr>{row}</tr>" for row in rest)
 
 
-def _kernel_cells(entry: TargetEntry, each: KernelsEntry) -> str:
+def _kernel_cells(each: KernelsEntry) -> str:
     if each.error is not None:
-        return f'<td colspan="{len(_HEADS) - 1}" class="told">Could not be run: {escape(each.error)}</td>'
-    same = same_class(each)
+        return f'<td>{breakable(each.kernels)}</td><td colspan="{len(_HEADS) - 3}">Could not be run: {escape(each.error)}</td>'
     counted = f"<small>{each.samples:,} {'random draws' if each.drawn else 'samples'}</small>"
     metric = words.NONE
     if each.metric is not None and each.delta is not None:
         value = escape(words.metric_value(each.metric.name, each.metric.value))
-        metric = f"{value}<small>{escape(words.change(each.delta))} {escape(words.interval(each.delta))}</small>"
-    html = [
-        escape(LEVELS[entry.level]),
-        escape(same) + counted,
-        escape(identical(each)),
-        metric,
-        chip(each.verdict) if each.verdict else "",
-        escape(words.size(entry.size_bytes)),
-        escape(arena(entry)),
-        _latency(each),
-    ]
-    return "".join(f"<td>{cell}</td>" for cell in html)
+        metric = f'{value}<small>{escape(words.change(each.delta))} <span class="whole">{escape(words.interval(each.delta))}</span></small>'
+    name = breakable(each.kernels) + (f"<br>{chip(each.verdict)}" if each.verdict else "")
+    html = [name, escape(same_class(each)) + counted, metric, _latency(each), escape(identical(each))]
+    return "".join(f"<td>{cell.replace(' %', '&nbsp;%')}</td>" for cell in html)
 
 
 def _latency(each: KernelsEntry) -> str:
@@ -82,8 +70,8 @@ def _latency(each: KernelsEntry) -> str:
         return words.NONE
     ratio = ""
     if each.speedup is not None:
-        slower = '<b class="bad">slower than full precision</b>' if each.speedup.ci_high < 1 else ""
-        ratio = f"<small>{escape(words.times(each.speedup.value))} {slower}</small>"
+        slower = ' <b class="bad">slower than full precision</b>' if each.speedup.ci_high < 1 else ""
+        ratio = f"<small>{escape(words.times(each.speedup.value))}{slower}</small>"
     return escape(words.milliseconds(each.latency_ms.p50)) + ratio
 
 
@@ -108,10 +96,21 @@ def identical(each: KernelsEntry) -> str:
     return f"{words.share(each.identical)} of levels{steps}" + (f"; {same}" if same and steps else "")
 
 
-def arena(entry: TargetEntry) -> str:
-    """Working memory of the artifact, where it has a plan."""
-    found = entry.facts.get("arena_bytes")
-    return words.size(float(found)) if isinstance(found, int | float) else words.NONE
+def artifact_size(entry: TargetEntry) -> str:
+    """What it takes where it stays: a program's flash, else its files."""
+    flash = _bytes(entry, "flash_bytes_estimated")
+    return f"{words.size(flash)} of flash" if flash is not None else words.size(entry.size_bytes)
+
+
+def working_memory(entry: TargetEntry) -> str:
+    """What it takes while it runs, as far as that is planned; empty where it is not."""
+    sizes = {"SRAM": _bytes(entry, "sram_bytes"), "arena": _bytes(entry, "arena_bytes")}
+    return ", ".join(f"{name} {words.size(size)}" for name, size in sizes.items() if size is not None)
+
+
+def _bytes(entry: TargetEntry, fact: str) -> float | None:
+    found = entry.facts.get(fact)
+    return float(found) if isinstance(found, int | float) else None
 
 
 def _sentences(manifest: Manifest) -> list[str]:

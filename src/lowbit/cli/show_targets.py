@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lowbit.bundle import words
-from lowbit.bundle.report_targets import identical, same_class
+from lowbit.bundle.report_targets import artifact_size, identical, same_class
 from lowbit.bundle.schema import KernelsEntry, TargetEntry
 from lowbit.cli.show import COLOURS, results_console
 
@@ -22,7 +22,7 @@ def show_target(entry: TargetEntry, folder: Path) -> None:
     """What was written for one target, and how far it was tried."""
     console = results_console()
     artifact = "a folder" if entry.artifact == "." else entry.artifact
-    console.print(f"{entry.title}: {artifact}, {words.size(entry.size_bytes)}, from {entry.candidate}", style="bold", markup=False)
+    console.print(f"{entry.title}: {artifact}, {artifact_size(entry)}, from {entry.candidate}", style="bold", markup=False)
     print_facts(console, entry)
     if entry.kernels:
         console.print(kernels_table(entry.kernels))
@@ -71,4 +71,4 @@ def speedup(each: KernelsEntry) -> str:
     """Over full precision in the same run; slower is said."""
     if each.speedup is None:
         return ""
-    return words.times(each.speedup.value) + (" slower" if each.speedup.ci_high < 1 else "")
+    return words.times(each.speedup.value) + (" (slower)" if each.speedup.ci_high < 1 else "")

@@ -29,7 +29,7 @@ def command(name: str | None, form: str) -> None:
 
     NAME: one of them, with its settings.
 
-    \\b
+    \b
     lowbit targets
     lowbit targets cortex-m
     """
@@ -100,7 +100,7 @@ def show_one(target: Target) -> None:
     from lowbit.cli.show import results_console
 
     console, able = results_console(), target.abilities()
-    console.print(f"{target.title} {target.version() or '(not installed)'}", style="bold", markup=False)
+    console.print(f"{target.title} ({target.version() or 'not installed'})", style="bold", markup=False)
     console.print(f"{'Writes; ' + LEVELS[able.level] if able.write else 'Cannot be written here'}. {able.words}", markup=False)
     for line in able.missing:
         console.print(f"To do more: {line}", markup=False)

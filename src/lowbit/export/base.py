@@ -140,7 +140,10 @@ class Target(Protocol):
     extra: str | None
 
     def version(self) -> str | None:
-        """Of what writes or runs it; None where that is not installed and nothing can be written. Imports nothing heavy."""
+        """Of what writes or runs it, with its name where that is not the target's; None where nothing can be written for want of it.
+
+        Imports nothing heavy.
+        """
         ...
 
     def abilities(self) -> Abilities:

@@ -14,7 +14,7 @@ from lowbit.export.coreml.interpreter import Interpreter, load_program
 from lowbit.export.coreml.package import convert, palettized, save
 from lowbit.export.named_session import NamedSession, fixed_size, write_beside
 from lowbit.export.neutral import Neutral
-from lowbit.plugins import installed_version
+from lowbit.plugins import installed_version, named_version
 from lowbit.quant.affine import Affine
 
 KERNELS = "interpreter"
@@ -50,7 +50,7 @@ class CoreMl:
 
     def version(self) -> str | None:
         """Of coremltools."""
-        return installed_version("coremltools")
+        return named_version("coremltools")
 
     def abilities(self) -> Abilities:
         """coremltools writes packages everywhere and runs them on Apple's systems alone."""
@@ -75,7 +75,7 @@ class CoreMl:
             "minimum": "iOS 17, macOS 14",
             "weights": kind,
             "precision": precision,
-            "coremltools": self.version() or "",
+            "coremltools": installed_version("coremltools") or "",
         }
         grids = built.grids if kind == INT8 else {}
         notes = (f"{WORDS[0].upper()}{WORDS[1:]}.", *_notes(source, kind, built.wide))

@@ -62,10 +62,11 @@ def need(prepared: Prepared) -> Need:
 def lines(prepared: Prepared, budget: Budget) -> tuple[str, ...]:
     """The plan against the board, for people."""
     wants = need(prepared)
+    sram, flash = f"{_kib(wants.sram)} of {budget.sram_kb:,} KiB", f"{_kib(wants.flash)} of {budget.flash_kb:,} KiB"
     return (
         f"{prepared.program.name} on {budget.board.name} ({budget.board.core}):",
-        f"  SRAM  {_kb(wants.sram)} of {budget.sram_kb} KB: arena {wants.arena:,} bytes, stack {wants.stack:,}, answers {wants.buffers:,}",
-        f"  flash {_kb(wants.flash)} of {budget.flash_kb} KB: constants {wants.constants:,} bytes, code about {wants.code:,}",
+        f"  SRAM  {sram}: arena {wants.arena:,} bytes, stack {wants.stack:,}, answers {wants.buffers:,}",
+        f"  flash {flash}: constants {wants.constants:,} bytes, code about {wants.code:,}",
         f"  {peak(prepared)}",
     )
 
@@ -92,20 +93,20 @@ def check(prepared: Prepared, budget: Budget) -> None:
     """
     wants = need(prepared)
     short = {"SRAM": wants.sram - budget.sram_kb * 1024, "flash": wants.flash - budget.flash_kb * 1024}
-    missing = [f"{_kb(bytes_)} of {name} are missing" for name, bytes_ in short.items() if bytes_ > 0]
+    missing = [f"{_kib(bytes_)} of {name} are missing" for name, bytes_ in short.items() if bytes_ > 0]
     if not missing:
         return
     advice = []
     if short["SRAM"] > 0:
-        advice.append(f"Take a chip with {_next_size(wants.sram)} KB of SRAM (--set sram_kb=...), or feed a smaller image.")
+        advice.append(f"Take a chip with {_next_size(wants.sram)} KiB of SRAM (--set sram_kb=...), or feed a smaller image.")
     if short["flash"] > 0:
-        advice.append(f"Take a chip with {_next_size(wants.flash)} KB of flash (--set flash_kb=...), or a smaller candidate.")
+        advice.append(f"Take a chip with {_next_size(wants.flash)} KiB of flash (--set flash_kb=...), or a smaller candidate.")
     text = "\n".join((*lines(prepared, budget), f"{' and '.join(missing)}; nothing was written."))
     raise ModelError(f"The model does not fit.\n{text}", " ".join(advice))
 
 
-def _kb(size: int) -> str:
-    return f"{size / 1024:,.1f} KB"
+def _kib(size: int) -> str:
+    return f"{size / 1024:,.1f} KiB"
 
 
 def _next_size(size: int) -> int:

@@ -100,7 +100,7 @@ def build(folder: Path, kernels: str, into: Path) -> Path:
 
 
 def _lacking(region: str, count: str) -> str:
-    return f"{-(-int(count) // 1024):,} KB of {'SRAM' if region == 'SRAM' else 'flash'} are missing"
+    return f"{-(-int(count) // 1024):,} KiB of {'SRAM' if region == 'SRAM' else 'flash'} are missing"
 
 
 def size(program: Path) -> Size:

@@ -49,7 +49,7 @@ class CortexM:
         """Of the code that is written: it is ours, so it is always there."""
         import lowbit
 
-        return lowbit.__version__
+        return f"lowbit {lowbit.__version__}"
 
     def abilities(self) -> Abilities:
         """Writes everywhere; emulated where a compiler and QEMU are."""
@@ -108,7 +108,7 @@ class CortexM:
             return [*found, Finding("compiled", "warning", text)]
         for name, taken, there in (("flash", size.flash, state.budget.flash_kb), ("SRAM", size.sram, state.budget.sram_kb)):
             fits = taken <= there * 1024
-            text = f"{taken:,} bytes of {there:,} KB, as compiled for {state.budget.board.name}."
+            text = f"{taken:,} bytes of {there:,} KiB, as compiled for {state.budget.board.name}."
             found.append(Finding(f"{name} suffices", "note" if fits else "error", text))
         return [*found, *self._instructions(artifact)]
 

@@ -13,7 +13,7 @@ from lowbit.export.litert import check, sessions
 from lowbit.export.litert.target import FLOAT_INPUT, FLOAT_OUTPUT, facts_of, file_of, open_file, program_of, write_files
 from lowbit.export.named_session import in_layout
 from lowbit.export.neutral import Neutral
-from lowbit.plugins import installed_version
+from lowbit.plugins import named_version
 
 _ON_CPU = "cpu: "
 """What runs here are LiteRT's kernels on this CPU; no Edge TPU takes part."""
@@ -29,7 +29,7 @@ class EdgeTpu:
 
     def version(self) -> str | None:
         """Of ai-edge-litert, which writes it."""
-        return installed_version("ai_edge_litert", "ai-edge-litert")
+        return named_version("ai_edge_litert", "ai-edge-litert")
 
     def abilities(self) -> Abilities:
         """Written, and held against the documentation."""

@@ -17,7 +17,7 @@ from lowbit.export.optimum.files import CUSTOM, IMAGES, MODEL, Shape, config, im
 from lowbit.export.optimum.openvino_ir import Ir
 from lowbit.export.qdq_again import Rounded, write_qdq
 from lowbit.export.worker import Worker, python_of
-from lowbit.plugins import installed_version
+from lowbit.plugins import installed_version, named_version
 from lowbit.runtimes.onnxruntime_cpu import DISTRIBUTIONS
 
 OPTIMUM, OPTIMUM_INTEL, ONNXRUNTIME, OPENVINO = "optimum", "optimum-intel", "onnxruntime", "openvino"
@@ -66,7 +66,7 @@ class Optimum:
 
     def version(self) -> str | None:
         """Of onnxruntime: the folder is written without Optimum."""
-        return installed_version("onnxruntime", *DISTRIBUTIONS)
+        return named_version("onnxruntime", *DISTRIBUTIONS)
 
     def abilities(self) -> Abilities:
         """Optimum's two halves want two versions of transformers, so that each has an environment of its own."""

@@ -21,7 +21,7 @@ from lowbit.export.neutral import Neutral
 from lowbit.export.ortweb.browser import Browser, chromium
 from lowbit.export.qdq_again import Rounded, write_qdq
 from lowbit.export.worker import Worker
-from lowbit.plugins import installed_version
+from lowbit.plugins import named_version
 from lowbit.runtimes.onnxruntime_cpu import DISTRIBUTIONS
 
 NODE, CHROMIUM = "wasm (node)", "wasm (chromium)"
@@ -51,7 +51,7 @@ class OrtWeb:
 
     def version(self) -> str | None:
         """Of onnxruntime: the folder is written without its sister for browsers."""
-        return installed_version("onnxruntime", *DISTRIBUTIONS)
+        return named_version("onnxruntime", *DISTRIBUTIONS)
 
     def abilities(self) -> Abilities:
         """It runs where npm has brought onnxruntime-web, in Node and in Chromium."""

@@ -13,7 +13,7 @@ from lowbit.export.neutral import Neutral
 from lowbit.export.qnn import rules, writer
 from lowbit.export.qnn.session import KERNELS, Htp, emulates, plugin_version
 from lowbit.export.stepwise import stepwise
-from lowbit.plugins import installed_version
+from lowbit.plugins import named_version
 from lowbit.quant.affine import Affine
 
 NUMERICS = "onnxruntime: numerics only"
@@ -44,14 +44,14 @@ class Qnn:
         Wish("activations", 8, "bits of activations; 16 is closer to FP32 and slower", (8, 16)),
         Wish("weights", 8, "bits of weights", (8,)),
         Wish("context", True, "compile a context binary, where onnxruntime-qnn is installed"),
-        Wish("soc", 0, "number of the chip (Qualcomm's `soc_model`) that it is compiled for; 0 leaves it open"),
-        Wish("htp_arch", 0, "generation of the Hexagon processor that it is compiled for; 0 leaves it open", _ARCHITECTURES),
+        Wish("soc", 0, "number of the chip (Qualcomm's `soc_model`) that it is compiled for; 0: QNN's own choice"),
+        Wish("htp_arch", 0, "generation of the Hexagon processor that it is compiled for; 0: QNN's own choice", _ARCHITECTURES),
     )
     extra: str | None = "qnn"
 
     def version(self) -> str | None:
         """Of the plugin; without it of onnx, which is enough to write and check a model."""
-        return plugin_version() or installed_version("onnx")
+        return plugin_version() or named_version("onnx")
 
     def abilities(self) -> Abilities:
         """Emulated where the plugin is, held against the rules elsewhere."""
@@ -66,12 +66,14 @@ class Qnn:
         options = {name: str(settings[wish]) for name, wish in (("soc_model", "soc"), ("htp_arch", "htp_arch")) if settings[wish]}
         files = [written.path, *write_beside(source, folder)]
         facts: dict[str, Setting] = {"activation_bits": bits, "weight_bits": 8, "grids_kept": written.same, "grids_added": written.new}
-        notes = [f"{name} = {value} was asked for." for name, value in options.items()]
+        notes: list[str] = []
         if settings["context"] and emulates():
             compiled = _compile(written, folder, options)
             files += compiled
             facts |= {"context_bytes": sum(file.stat().st_size for file in compiled), "onnxruntime_qnn": plugin_version() or ""}
-            notes.append(f"{compiled[0].name} loads without compiling, on chips of that generation and with this version of QNN or later.")
+            made_for = " and ".join(f"{name} = {value}" for name, value in options.items())
+            made_for = made_for or "the generation that QNN takes by itself; --set htp_arch= names that of your phone"
+            notes.append(f"{compiled[0].name} loads without compiling, with this version of QNN or later. It was compiled for {made_for}.")
         elif settings["context"]:
             notes.append(f"No context binary: {_INSTALL} compiles one; the phone compiles the model itself at its first start.")
         notes += [*_words(written), LICENCE]

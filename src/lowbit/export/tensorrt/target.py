@@ -14,7 +14,7 @@ from lowbit.export.neutral import Neutral
 from lowbit.export.stepwise import stepwise
 from lowbit.export.tensorrt import engine, rules, writer
 from lowbit.export.tensorrt.command import write_command
-from lowbit.plugins import installed_version
+from lowbit.plugins import named_version
 from lowbit.quant.affine import Affine
 from lowbit.types import RangeMethod, TensorInfo
 
@@ -53,7 +53,7 @@ class TensorRt:
 
     def version(self) -> str | None:
         """Of TensorRT; without it of onnx, which is enough to write and check a model."""
-        return engine.tensorrt_version() or installed_version("onnx")
+        return engine.tensorrt_version() or named_version("onnx")
 
     def abilities(self) -> Abilities:
         """Run where TensorRT and a GPU are; elsewhere held against the rules, and onnxruntime computes the numbers."""

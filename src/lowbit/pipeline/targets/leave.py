@@ -14,6 +14,7 @@ from lowbit.errors import DataError, Interrupted, LowbitError, ModelError
 from lowbit.export import registry
 from lowbit.export.base import Abilities, Artifact, Calibrating, Finding, Setting, Target
 from lowbit.export.make import check_place, make
+from lowbit.export.named_session import fixed_size
 from lowbit.export.neutral import Neutral, read_neutral
 from lowbit.export.settings import settings_of
 from lowbit.pipeline.reporting import Reporter
@@ -60,6 +61,7 @@ def leave(
         UsageError: an unknown target or setting, something missing, a folder that cannot be written, a bundle without a table.
         ModelError: the model has what the target lacks.
         DataError: the data do not fit the model.
+        Interrupted: by Ctrl-C; the folder is as it was.
     """
     reporter = reporter or Reporter()
     found = registry.get(target)
@@ -80,7 +82,11 @@ def leave(
         return json.dumps({"schema": 1, **entries[-1].model_dump(mode="json")}, indent=1) + "\n"
 
     reporter.stage(f"Writing for {found.title}")
-    make(found, source, out, wishes, tried, force=force)
+    try:
+        make(found, source, out, wishes, tried, force=force)
+    except KeyboardInterrupt as error:
+        kept = "what an earlier export left there is as it was" if out.exists() else "nothing was written"
+        raise Interrupted(f"Stopped; {kept}: {out}.", "Run it again.") from error
     return entries[0]
 
 
@@ -147,12 +153,15 @@ def _tried(
         by = yardstick(bundle, source, target, artifact, asked)
         kernels = [prove(bundle, source, target, artifact, name, asked, by, reporter) for name in kernel_sets]
         if time:
-            kernels = timed(bundle, target, artifact, kernels, by.feeds[0], reporter)
+            kernels = timed(bundle, target, artifact, kernels, by.feeds[0], fixed_size(source.inputs) or 1, reporter)
+        return entry(target, source, artifact, kernels, by.doubts)
     return entry(target, source, artifact, kernels)
 
 
-def entry(target: Target, source: Neutral, artifact: Artifact, kernels: Sequence[KernelsEntry]) -> TargetEntry:
-    """All that is known of an artifact."""
+def entry(
+    target: Target, source: Neutral, artifact: Artifact, kernels: Sequence[KernelsEntry], doubts: Sequence[FindingEntry] = ()
+) -> TargetEntry:
+    """All that is known of an artifact, and what makes the comparison doubtful."""
     able, findings = target.abilities(), tuple(target.check(artifact))
     facts: dict[str, Setting] = dict(artifact.facts)
     return TargetEntry(
@@ -165,7 +174,7 @@ def entry(target: Target, source: Neutral, artifact: Artifact, kernels: Sequence
         artifact=artifact.main.name,
         size_bytes=artifact.size_bytes,
         facts=facts,
-        findings=tuple(FindingEntry(rule=each.rule, severity=each.severity, text=each.text) for each in findings),
+        findings=(*doubts, *(FindingEntry(rule=each.rule, severity=each.severity, text=each.text) for each in findings)),
         kernels=tuple(kernels),
         notes=artifact.notes,
     )

@@ -11,7 +11,7 @@ import numpy as np
 
 from lowbit.bundle.bundle import Bundle
 from lowbit.bundle.manifest import policy_of
-from lowbit.bundle.schema import DeltaEntry, KernelsEntry, MetricEntry
+from lowbit.bundle.schema import DeltaEntry, FindingEntry, KernelsEntry, MetricEntry
 from lowbit.errors import DataError, LowbitError, RunError
 from lowbit.export.base import Artifact, Referenced, Target
 from lowbit.export.neutral import Neutral
@@ -24,6 +24,7 @@ from lowbit.measure.outcomes import Outcomes
 from lowbit.measure.tasks import main_output
 from lowbit.pipeline.reporting import Reporter
 from lowbit.pipeline.results import verdict
+from lowbit.pipeline.targets.plausible import doubt
 from lowbit.pipeline.targets.samples import Questions
 from lowbit.quant.affine import quantize
 from lowbit.types import Array, Comparison, Feeds
@@ -40,6 +41,7 @@ class Yardstick:
         full: Outcomes of the full-precision model; None where answers are not judged.
         full_outputs: What the metric keeps of its answers, to compare others with.
         exact: Levels that the artifact's program has to give; where it is no program, what the file itself says step by step; else none.
+        doubts: What people should know before they believe a comparison.
     """
 
     metric: Metric | None
@@ -49,13 +51,18 @@ class Yardstick:
     full: Outcomes | None = None
     full_outputs: list[Mapping[str, Array]] = field(default_factory=list)
     exact: list[dict[str, Array]] = field(default_factory=list)
+    doubts: list[FindingEntry] = field(default_factory=list)
 
 
 def yardstick(bundle: Bundle, source: Neutral, target: Target, artifact: Artifact, asked: Questions) -> Yardstick:
     """Asks the bundle's own artifact, the artifact's reference where it has one, and full precision where there is data."""
     found = Yardstick(_metric(bundle, source, asked))
     columns: list[Mapping[str, Array]] = []
-    exact = _exact(target, artifact)
+    try:
+        exact = _exact(target, artifact)
+    except RunError as error:
+        exact = None
+        found.doubts.append(FindingEntry(rule="its own reference", severity="warning", text=f"Not compared with it: {error.message}"))
     with (
         bundle.session(runtime="onnxruntime", candidate=source.candidate) as ours,
         bundle.session(candidate=bundle.manifest.baseline.id) as full,
@@ -70,7 +77,10 @@ def yardstick(bundle: Bundle, source: Neutral, target: Target, artifact: Artifac
                 whole = full.run(feeds)
                 columns.append(found.metric.observe(whole, labels, None))
                 found.full_outputs.append(found.metric.kept(whole))
-    found.full = Outcomes.join(columns) if columns else None
+    if columns and found.metric is not None:
+        found.full = Outcomes.join(columns)
+        doubtful = doubt(found.metric, found.metric.value(found.full.columns), asked.n, bundle.manifest.baseline.metric)
+        found.doubts += [doubtful] if doubtful is not None else []
     return found
 
 

@@ -53,11 +53,6 @@ class Questions:
             yield batch.feeds, batch.labels
 
 
-def judging(bundle: Bundle, data: Data | Dataset | None) -> Dataset | None:
-    """The samples that may judge: see `parted`."""
-    return parted(bundle, data)[0]
-
-
 def parted(bundle: Bundle, data: Data | Dataset | None) -> tuple[Dataset | None, Dataset | None]:
     """The samples that may judge, in the order of their content, and those that the search calibrated on, where they are among the data.
 

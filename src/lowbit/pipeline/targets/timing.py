@@ -17,7 +17,7 @@ BASELINE = "full precision"
 
 
 def timed(
-    bundle: Bundle, target: Target, artifact: Artifact, kernels: Sequence[KernelsEntry], feeds: Feeds, reporter: Reporter
+    bundle: Bundle, target: Target, artifact: Artifact, kernels: Sequence[KernelsEntry], feeds: Feeds, size: int, reporter: Reporter
 ) -> list[KernelsEntry]:
     """The entries with latency and speedup, where the target says how it is timed.
 
@@ -26,7 +26,8 @@ def timed(
         target: Whose artifact.
         artifact: What was written.
         kernels: Those that could be run.
-        feeds: Some samples; one of them is asked again and again.
+        feeds: Some samples; the first `size` of them are asked again and again.
+        size: Samples a call: one, or as many as the model is made for.
         reporter: Who is told about progress.
     """
     ways = target.timed(artifact) if isinstance(target, Timed) else {}
@@ -37,7 +38,8 @@ def timed(
     variants = [Variant(BASELINE, base.runtime, bundle.artifact(base.id), base.tuning)]
     variants += [Variant(name, runtime, path) for name, (runtime, path) in ways.items()]
     reporter.stage(f"Timing {target.title}", FINAL["rounds"])
-    found = race(variants, {name: values[:1] for name, values in feeds.items()}, batch=1, progress=lambda done, _: reporter.advance(done))
+    asked = {name: values[:size] for name, values in feeds.items()}
+    found = race(variants, asked, batch=size, progress=lambda done, _: reporter.advance(done))
     yard = found[BASELINE]
     raced = {name: result.rounds for name, result in found.items() if result.usable and name != BASELINE}
     return [_with(each, raced[each.kernels], yard.rounds) if each.kernels in raced else each for each in kernels]
