@@ -49,6 +49,27 @@ def housing(folder: Path) -> Given:
     return Given(out / "mlp.onnx", out / "test.csv", ("--preprocess", str(out / "preprocess.yaml"), "--max-drop", "5%"))
 
 
+def reviews(folder: Path) -> Given:
+    """The sentence encoder MiniLM-L6 of examples/minilm, 64 tokens, and behind it a linear head for two classes of film reviews (SST-2)."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    out, sentences = folder / "made" / "sst2", SHARED / "sst2" / "dev.tsv"
+    if not (out / "sst2.npz").exists():
+        subprocess.run([sys.executable, ROOT / "examples" / "minilm" / "export.py", "--sentences", sentences, "--out", out], check=True)
+        model = onnx.load(out / "minilm.onnx")
+        with np.load(SHARED / "sst2" / "minilm_linear_head.npz") as head:
+            model.graph.initializer.extend(numpy_helper.from_array(head[name], f"head.{name}") for name in ("weight", "bias"))
+        model.graph.node.append(helper.make_node("Gemm", [model.graph.output[0].name, "head.weight", "head.bias"], ["logits"], transB=1))
+        batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+        model.graph.output[0].CopyFrom(helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, 2]))
+        onnx.save(model, out / "sst2.onnx")
+        labels = np.array([int(line.split("\t")[1]) for line in sentences.read_text(encoding="utf-8").splitlines()])
+        with np.load(out / "sentences.npz") as tokens:
+            np.savez(out / "sst2.npz", **tokens, label=labels)
+    return Given(out / "sst2.onnx", out / "sst2.npz", ("--max-drop", "2pp"))
+
+
 def sine(folder: Path) -> Given:
     """The sine of TensorFlow Lite Micro's hello_world: three dense layers, 1-16-16-1, their weights read from its float .tflite file."""
     import onnx
@@ -86,6 +107,7 @@ MODELS: dict[str, Callable[[Path], Given]] = {
     "resnet20": shared("cifar10-resnet/resnet20.onnx", CIFAR, "--preprocess", "imagenet", "--limit", "3000", "--max-drop", "2pp"),
     "squeezenet": shared("imagenet-models/squeezenet1.1.onnx", IMAGENET, "--preprocess", "imagenet-caffe", "--max-drop", "5pp"),
     "mcunet": shared("imagenet-models/mcunet-320kb-1mb.onnx", IMAGENET, "--preprocess", "inception", "--max-drop", "5pp"),
+    "sst2": reviews,
     "hello_world": sine,
     "housing": housing,
     "ultraface": shared("detection/ultraface_slim_320.onnx", IMAGES, "--preprocess", "ultraface", "--limit", "200", "--max-drop", "5pp"),

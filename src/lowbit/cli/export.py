@@ -23,7 +23,7 @@ FOLDER = click.Path(path_type=Path)
 SERVERS = ("triton", "kserve")
 FOR_KSERVE = ("storage_uri", "canary", "triton_version")
 FOR_SERVERS = ("name", "full", "max_batch", "window", *FOR_KSERVE)
-FOR_TARGETS = ("data", "samples", "settings", "time")
+FOR_TARGETS = ("data", "samples", "kernels", "settings", "time")
 
 
 @click.command("export", short_help="Write a bundle for another target (LiteRT, Cortex-M, QNN, ...) or server (Triton, KServe).")
@@ -38,6 +38,7 @@ FOR_TARGETS = ("data", "samples", "settings", "time")
     metavar="N",
     help="Targets: how many are asked.  [default: 500; emulated 200; without data 256 at most]",
 )
+@click.option("--kernels", multiple=True, metavar="NAME", help="Targets: ask this kernel set alone. Repeatable.  [default: all here]")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Targets: a setting; see `lowbit targets NAME`. Repeatable.")
 @click.option("--time/--no-time", default=True, show_default=True, help="Targets: measure latency, where this machine can.")
 @click.option("--name", metavar="NAME", help="Servers: of the model.  [default: the bundle's folder's]")
@@ -121,6 +122,7 @@ def to_target(bundle: Path, target: str, out: Path | None, form: str, **options:
             candidate=options["candidate"],
             settings=options["settings"],
             samples=options["samples"],
+            kernels=options["kernels"],
             force=options["force"],
             time=options["time"],
             reporter=reporter,

@@ -10,7 +10,7 @@ from pathlib import Path
 from lowbit.bundle.bundle import Bundle
 from lowbit.bundle.schema import FindingEntry, KernelsEntry, TargetEntry
 from lowbit.data.dataset import Dataset
-from lowbit.errors import DataError, Interrupted, LowbitError, ModelError
+from lowbit.errors import DataError, Interrupted, LowbitError, ModelError, unknown
 from lowbit.export import registry
 from lowbit.export.base import Abilities, Artifact, Calibrating, Finding, Setting, Target
 from lowbit.export.make import check_place, make
@@ -37,6 +37,7 @@ def leave(
     candidate: str | None = None,
     settings: Iterable[str] = (),
     samples: int | None = None,
+    kernels: Sequence[str] = (),
     force: bool = False,
     time: bool = True,
     reporter: Reporter | None = None,
@@ -53,6 +54,7 @@ def leave(
         candidate: Whose table; what ships where it has one, else the best static INT8 candidate.
         settings: "name=value", each.
         samples: How many are asked; by default as many as the way of running it can bear.
+        kernels: Kernel sets that are asked; all that are here where none is named.
         force: Replace an earlier export there.
         time: Also measure its latency, where this machine can.
         reporter: Who is told about progress.
@@ -77,7 +79,7 @@ def leave(
     entries: list[TargetEntry] = []
 
     def tried(artifact: Artifact, folder: Path) -> str:
-        told = _tried(bundle, source, found, artifact, judges, samples, reporter, time=time)
+        told = _tried(bundle, source, found, artifact, _chosen(found, artifact, kernels), judges, samples, reporter, time=time)
         entries.append(told.model_copy(update={"artifact": artifact.main.relative_to(folder).as_posix()}))
         return json.dumps({"schema": 1, **entries[-1].model_dump(mode="json")}, indent=1) + "\n"
 
@@ -129,11 +131,25 @@ def refused(target: Target, error: LowbitError) -> TargetEntry:
     )
 
 
+def _chosen(target: Target, artifact: Artifact, wanted: Sequence[str]) -> tuple[str, ...]:
+    """The kernel sets that are asked.
+
+    Raises:
+        UsageError: one that is not here.
+    """
+    here = target.kernel_sets(artifact)
+    for name in wanted:
+        if name not in here:
+            raise unknown(f"kernel set of {target.title}", name, here)
+    return tuple(name for name in here if name in wanted) if wanted else here
+
+
 def _tried(
     bundle: Bundle,
     source: Neutral,
     target: Target,
     artifact: Artifact,
+    kernel_sets: Sequence[str],
     data: Dataset | None,
     samples: int | None,
     reporter: Reporter,
@@ -141,7 +157,6 @@ def _tried(
     time: bool,
 ) -> TargetEntry:
     able = target.abilities()
-    kernel_sets = target.kernel_sets(artifact)
     kernels: list[KernelsEntry] = []
     if kernel_sets:
         try:

@@ -1,4 +1,4 @@
-"""Samples that are of another kind than the bundle's own are told of; so is a reference that does not load, and Ctrl-C."""
+"""How an export is tried: kernel sets that are chosen, doubtful samples, a reference that does not load, Ctrl-C."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from target_case import INPUT, OUTPUT, samples, target_bundle
 
 from lowbit.bundle.bundle import Bundle
 from lowbit.bundle.schema import MetricEntry
-from lowbit.errors import Interrupted, RunError
+from lowbit.errors import Interrupted, RunError, UsageError
 from lowbit.export.qnn.target import Qnn
 from lowbit.measure.metrics import Metric, metric_for
 from lowbit.pipeline.reporting import Reporter
@@ -98,3 +98,12 @@ def test_ctrl_c_leaves_nothing_behind_and_says_so(bundle: Bundle, tmp_path: Path
     with pytest.raises(Interrupted, match="as it was"):
         leave(bundle, "qnn", out, settings=["context=false"], time=False, force=True, reporter=Stops())
     assert (out / "target.json").read_bytes() == before
+
+
+def test_kernel_sets_can_be_chosen(bundle: Bundle, tmp_path: Path) -> None:
+    found = leave(bundle, "litert", tmp_path / "out", kernels=["reference", "xnnpack"], time=False)
+    assert [each.kernels for each in found.kernels] == ["xnnpack", "reference"]
+    with pytest.raises(UsageError, match="Unknown kernel set of LiteRT 'xnpack'") as error:
+        leave(bundle, "litert", tmp_path / "other", kernels=["xnpack"], time=False)
+    assert error.value.hint == "Did you mean 'xnnpack'?"
+    assert not (tmp_path / "other").exists()
