@@ -257,3 +257,36 @@ def test_a_file_that_qnn_cannot_compile_ends_its_own_process_alone(tmp_path: Pat
 
 def test_writers_titles_are_the_targets() -> None:
     assert Qnn().title == writer.TITLE
+
+
+def one_number(*first: onnx.NodeProto, w1: tuple[int, int]) -> Neutral:
+    """Two dense layers, the first over a single value."""
+    nodes = [*first, node("Relu", "h", "r"), node("Gemm", "r w2 b2", "y", transB=1)]
+    values = {"w1": weights(*w1, scale=1.0), "b1": weights(16, seed=1), "w2": weights(3, 16, seed=2), "b2": weights(3, seed=3)}
+    return neutral_of(Case(nodes, {"x": ["N", 1]}, ["y"], values), (1,), n=200)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "w1"),
+    [
+        ([node("Gemm", "x w1 b1", "h", transB=1)], (16, 1)),
+        ([node("Gemm", "x w1 b1", "h")], (1, 16)),
+        ([node("MatMul", "x w1", "m"), node("Add", "m b1", "h")], (1, 16)),
+    ],
+    ids=["out-in", "in-out", "matmul"],
+)
+def test_a_dense_layer_of_one_input_is_compiled(nodes: list[onnx.NodeProto], w1: tuple[int, int], tmp_path: Path) -> None:
+    """QNN's own optimizer does not end on it; read twice, with weights of zero, it is the same layer."""
+    made = one_number(*nodes, w1=w1)
+    artifact = write(made, tmp_path, context=session.emulates())
+    model = onnx.load(artifact.main)
+    (join,) = named(model, "Concat")
+    assert join.input[0] == join.input[1]
+    asked = np.linspace(-2, 2, 50, dtype=np.float32)[:, None]
+    expected = answers(made, asked)
+    for kernels in Qnn().kernel_sets(artifact):
+        opened = Qnn().open(artifact, kernels)
+        try:
+            assert relative_error(opened.run({"x": asked})["y"], expected) < 0.03, kernels
+        finally:
+            opened.close()

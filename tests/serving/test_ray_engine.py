@@ -144,7 +144,7 @@ def test_answers_are_those_of_one_machine(bundle: Path) -> None:
             status, found = ask(connection, x, variant=name)
             assert (status, found["parameters"]["variant"]) == (200, candidate)
             np.testing.assert_allclose(np.reshape(found["outputs"][0]["data"], (6, 10)), expected(bundle, candidate, x), atol=1e-4)
-        assert server.stop() == 0
+        assert server.stop() == 0, server.logged()[-4000:]
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from lowbit.export.base import Finding
 from lowbit.export.fixed_batch import with_fixed_batch
 from lowbit.export.neutral import Neutral
 from lowbit.export.qnn import rules
+from lowbit.export.qnn.single_inputs import read_twice
 from lowbit.graph import ir_files
 from lowbit.graph.groups import Group
 from lowbit.graph.parameterize import RangeOf, Table, parameterize
@@ -83,6 +84,7 @@ def write(source: Neutral, path: Path, bits: int) -> Written:
     fresh = _fresh(model.graph, placement, given)
     own = sum(_is_same(source.activations.get(entry.tensor), table[entry.key]) for entry in placement.activations)
     write_pairs(model, placement, table, target=PROFILE)
+    read_twice(model.graph)
     ir_files.write(model, path)
     refuse([finding for finding in rules.check(path) if finding.severity == "error"])
     return Written(path, outputs, fresh, own, len(placement.activations) - own)
