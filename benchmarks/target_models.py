@@ -15,7 +15,7 @@ from lowbit.cli.demo import DEMO
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
-INT8 = ("--runtime", "onnxruntime", "--recipe", "int8-static-mse", "--no-nncf", "--qat", "never")
+INT8 = ("--runtime", "onnxruntime", "--no-nncf", "--qat", "never")
 IMAGES = SHARED / "imagenet-sample" / "images"
 """As pictures without labels: what detectors are asked; their boxes are compared with full precision's."""
 
@@ -28,11 +28,13 @@ class Given:
         model: The ONNX file.
         data: What it is judged on; what calibrates is taken out of it.
         options: Of `lowbit optimize`.
+        recipes: Static ones that fit the model.
     """
 
     model: Path
     data: Path
     options: tuple[str, ...]
+    recipes: tuple[str, ...] = ("int8-static-mse",)
 
 
 def shared(model: str, data: Path, *options: str) -> Callable[[Path], Given]:
@@ -67,7 +69,7 @@ def reviews(folder: Path) -> Given:
         labels = np.array([int(line.split("\t")[1]) for line in sentences.read_text(encoding="utf-8").splitlines()])
         with np.load(out / "sentences.npz") as tokens:
             np.savez(out / "sst2.npz", **tokens, label=labels)
-    return Given(out / "sst2.onnx", out / "sst2.npz", ("--max-drop", "2pp"))
+    return Given(out / "sst2.onnx", out / "sst2.npz", ("--max-drop", "2pp"), ("int8-static-minmax", "int8-smoothed"))
 
 
 def sine(folder: Path) -> Given:
@@ -120,6 +122,7 @@ def bundle_of(name: str, folder: Path) -> Bundle:
     out = folder / name
     if not (out / "report.html").exists():
         given = MODELS[name](folder)
-        command = ["demo"] if name == "demo" else ["optimize", given.model, "--data", given.data, *given.options, *INT8]
+        recipes = [word for recipe in given.recipes for word in ("--recipe", recipe)]
+        command = ["demo"] if name == "demo" else ["optimize", given.model, "--data", given.data, *given.options, *INT8, *recipes]
         subprocess.run([sys.executable, "-m", "lowbit", *map(str, command), "--out", str(out)], check=True, stdout=subprocess.DEVNULL)
     return Bundle.load(out)

@@ -14,6 +14,8 @@ import contextlib
 import logging
 import os
 import re
+import signal
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -71,10 +73,24 @@ async def opener_for(settings: RaySettings | None) -> AsyncIterator[Opener]:
         return
     engine = RayEngine(settings)
     await asyncio.to_thread(engine.start)
+    take_back_sigterm()
     try:
         yield engine.open
     finally:
         await asyncio.to_thread(engine.stop)
+
+
+def take_back_sigterm() -> None:
+    """Gives SIGTERM back to whoever had it before Ray: Ray's handler prints a stack and aborts the process three seconds later.
+
+    Draining takes longer than that, and so does leaving a cluster on a busy machine. From the main thread, which alone may; elsewhere
+    nothing is changed.
+    """
+    before = signal.getsignal(signal.SIGTERM)
+    if before is None or threading.current_thread() is not threading.main_thread():
+        return
+    signal.signal(signal.SIGTERM, before)
+    signal.siginterrupt(signal.SIGTERM, False)  # as the event loop had it: calls go on
 
 
 class RayEngine:
