@@ -88,17 +88,23 @@ def installed_version(module: str, *distributions: str) -> str | None:
         module: To look for.
         *distributions: That it may come from, the first that is there counts; the module's own name where none is given.
     """
-    if importlib.util.find_spec(module) is None:
-        return None
-    for distribution in distributions or (module,):
-        try:
-            return metadata.version(distribution)
-        except metadata.PackageNotFoundError:
-            continue
-    return "unknown"
+    found = _installed(module, distributions)
+    return None if found is None else found[1]
 
 
 def named_version(module: str, *distributions: str) -> str | None:
     """Likewise with the package's name before it: "onnx 1.23.2"."""
-    found = installed_version(module, *distributions)
-    return None if found is None else f"{(distributions or (module,))[0]} {found}"
+    found = _installed(module, distributions)
+    return None if found is None else " ".join(found)
+
+
+def _installed(module: str, distributions: tuple[str, ...]) -> tuple[str, str] | None:
+    """The package that a module comes from, and its version."""
+    if importlib.util.find_spec(module) is None:
+        return None
+    for distribution in distributions or (module,):
+        try:
+            return distribution, metadata.version(distribution)
+        except metadata.PackageNotFoundError:
+            continue
+    return module, "unknown"

@@ -123,7 +123,9 @@ def test_what_was_not_run_says_how_far_it_was_tried() -> None:
 
 def test_what_could_not_be_written_says_why() -> None:
     refused = target(title="Core ML", artifact=None, size_bytes=None, kernels=(), refused="No operator 'Erf' there.")
-    assert "Not written: No operator 'Erf' there." in section(page(refused))
+    found = section(page(refused))
+    assert "Not written: No operator 'Erf' there." in found
+    assert "run" not in found.partition("Core ML")[2].partition("Not written")[0], "it was not tried at all"
 
 
 def test_what_could_not_be_run_says_why() -> None:

@@ -72,6 +72,22 @@ def test_execu_torch_runs_what_was_lowered(made: Case, tmp_path: Path) -> None:
     assert levels[OUTPUT].max() <= 255
 
 
+@pytest.mark.parametrize("clip", [(0.25, -0.1), (50.0, None), (None, 0.0)])
+def test_bounds_that_cross_or_leave_nothing_are_those_of_onnx(clip: Bounds, tmp_path: Path) -> None:
+    """The upper one counts; and a grid of one value may end just beside it."""
+    if installed_version("torch") is None:
+        missing("torch")
+    import torch
+
+    from lowbit.export.executorch.target import _program
+
+    clipped = case(tmp_path, clip=clip)
+    module = torch.export.load(_program(clipped.source, tmp_path)[0]).module()
+    found = module(torch.from_numpy(clipped.asked[:1]))[0].numpy()
+    ours = clipped.answers()[:1]
+    assert np.abs(found - ours).max() < 0.05 * max(np.ptp(clipped.answers()), 1.0)
+
+
 @pytest.mark.parametrize("clip", [(0.0, 0.3), (-0.1, None), (None, 0.2)])
 def test_a_clip_behind_a_product_is_fused_with_it(clip: Bounds, tmp_path: Path) -> None:
     """XNNPACK's partitioner knows no other form of it: a clamp there made MCUNet answer 0.2 % of its classes."""

@@ -280,6 +280,7 @@ def test_a_dense_layer_of_one_input_is_compiled(nodes: list[onnx.NodeProto], w1:
     made = one_number(*nodes, w1=w1)
     artifact = write(made, tmp_path, context=session.emulates())
     model = onnx.load(artifact.main)
+    onnx.checker.check_model(model, full_check=True)
     (join,) = named(model, "Concat")
     assert join.input[0] == join.input[1]
     asked = np.linspace(-2, 2, 50, dtype=np.float32)[:, None]

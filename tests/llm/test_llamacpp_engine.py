@@ -15,6 +15,7 @@ from lowbit.errors import RunError
 from lowbit.llm.engines.base import ContinuousBatch, Emitted, EngineTuning, KvPrecision, LanguageSession, Sampling
 from lowbit.llm.engines.llamacpp import LlamaCpp
 from lowbit.llm.engines.llamacpp_batch import PIECE
+from lowbit.llm.engines.llamacpp_context import may_repack
 from lowbit.llm.folder import SourceFolder
 from lowbit.llm.forward import Reference
 from lowbit.llm.linear import Grid
@@ -266,3 +267,13 @@ def test_it_prints_nothing(file: Path, capfd: pytest.CaptureFixture[str]) -> Non
     captured = capfd.readouterr()
     assert captured.out == ""
     assert captured.err == ""
+
+
+def test_weights_are_not_laid_out_for_amx() -> None:
+    """There llama.cpp dies in its first product; where its field is missing, setting it would do nothing."""
+    need("llama_cpp")
+    from llama_cpp import llama_cpp as lib
+
+    assert may_repack(b"CPU : AVX512 = 1 | AMX_INT8 = 0 | REPACK = 1 | ")
+    assert not may_repack(b"CPU : AVX512 = 1 | AMX_INT8 = 1 | REPACK = 1 | ")
+    assert "use_extra_bufts" in dict(lib.llama_model_params._fields_)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ from target_case import INPUT, OUTPUT, samples, target_bundle
 
 from lowbit.bundle.bundle import Bundle
 from lowbit.bundle.schema import MetricEntry
+from lowbit.data.open import open_data
 from lowbit.errors import Interrupted, RunError, UsageError
 from lowbit.export.qnn.target import Qnn
 from lowbit.measure.metrics import Metric, metric_for
 from lowbit.pipeline.reporting import Reporter
-from lowbit.pipeline.targets.leave import leave
+from lowbit.pipeline.targets.leave import add_targets, leave
 from lowbit.pipeline.targets.plausible import doubt
 from lowbit.types import Array, TensorInfo
 
@@ -52,6 +54,12 @@ def test_what_the_bundle_was_not_judged_by_is_not_doubted() -> None:
 def test_an_error_three_times_as_large_is_doubted(here: float, warned: bool) -> None:
     metric = metric_for("regression", "mae", (TensorInfo("y", ("N", 1), "float32"),), np.arange(3.0), preprocess=None)[1]
     assert (doubt(metric, here, 100, MetricEntry(name="mae", value=0.5, n=100)) is not None) is warned
+
+
+@pytest.mark.parametrize(("here", "warned"), [(0.9, False), (0.65, False), (0.5, True)])
+def test_a_far_lower_score_is_doubted(here: float, warned: bool) -> None:
+    f1 = replace(top1(), name="box_f1", binary=False)
+    assert (doubt(f1, here, 100, MetricEntry(name="box_f1", value=0.9, n=100)) is not None) is warned
 
 
 def test_labels_that_are_numbered_otherwise_are_told_of(bundle: Bundle, tmp_path: Path) -> None:
@@ -95,9 +103,30 @@ def test_ctrl_c_leaves_nothing_behind_and_says_so(bundle: Bundle, tmp_path: Path
     assert list(tmp_path.iterdir()) == []
     leave(bundle, "qnn", out, settings=["context=false"], time=False)
     before = (out / "target.json").read_bytes()
-    with pytest.raises(Interrupted, match="as it was"):
+    with pytest.raises(Interrupted, match="an earlier export is still there"):
         leave(bundle, "qnn", out, settings=["context=false"], time=False, force=True, reporter=Stops())
     assert (out / "target.json").read_bytes() == before
+
+
+class StopsAt(Reporter):
+    """Ctrl-C as soon as one target is written for."""
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+
+    def stage(self, name: str, total: int | None = None) -> None:  # noqa: ARG002
+        if name == f"Writing for {self._title}":
+            raise KeyboardInterrupt
+
+
+def test_ctrl_c_between_targets_keeps_those_that_are_done(tmp_path: Path) -> None:
+    made = target_bundle(tmp_path)
+    judges = open_data({INPUT: samples(30, seed=7), "label": np.zeros(30, int)}, [TensorInfo(INPUT, ("N", 3, 12, 12), "float32")])
+    with pytest.raises(Interrupted, match=r"while writing for qnn; '.*' is finished, with TensorRT\.") as error:
+        add_targets(made, ["tensorrt", "qnn"], judges, time=False, reporter=StopsAt("Qualcomm QNN"))
+    assert "--to qnn" in str(error.value.hint)
+    assert [each.target for each in Bundle.load(made.folder).manifest.targets] == ["tensorrt"]
+    assert not (made.folder / "targets" / "qnn").exists()
 
 
 def test_kernel_sets_can_be_chosen(bundle: Bundle, tmp_path: Path) -> None:

@@ -42,7 +42,8 @@ def _rows(entry: TargetEntry) -> str:
     """One row a kernel set; a target that could not be tried, or not be written, has one of its own."""
     count = max(len(entry.kernels), 1)
     spanning = f' rowspan="{count}"' if count > 1 else ""
-    first = f'<th scope="rowgroup"{spanning}>{escape(entry.title)}<small>{escape(LEVELS[entry.level])}</small></th>'
+    tried = LEVELS[entry.level] if entry.refused is None and not (entry.kernels and all(each.error for each in entry.kernels)) else ""
+    first = f'<th scope="rowgroup"{spanning}>{escape(entry.title)}<small>{escape(tried)}</small></th>'
     if entry.refused is not None:
         return f'<tr>{first}<td colspan="{len(_HEADS) - 1}">Not written: {escape(entry.refused)}</td></tr>'
     last = f"<td{spanning}>{escape(artifact_size(entry))}<small>{escape(working_memory(entry))}</small></td>"

@@ -82,6 +82,11 @@ def fixed_size(inputs: Sequence[TensorInfo]) -> int | None:
     return fixed.pop() if len(fixed) == 1 else None
 
 
+def calls_of(n: int, size: int) -> Array:
+    """Which of `n` samples go into each call of `size`, int [calls, size]: the last call is filled up with the last sample."""
+    return np.minimum(np.arange(-(-n // size) * size), n - 1).reshape(-1, size)
+
+
 def in_calls(run: Callable[[Feeds], dict[str, Array]], feeds: Feeds, size: int) -> dict[str, Array]:
     """Runs samples through what takes so many a call. The last call is filled up with the last sample, whose further answers are dropped.
 
@@ -97,8 +102,7 @@ def in_calls(run: Callable[[Feeds], dict[str, Array]], feeds: Feeds, size: int) 
     if len(counts) != 1 or 0 in counts:
         raise RunError(f"Samples are fed in equal numbers, at least one; there were {sorted(counts)}.", "Feed [N, ...] for every input.")
     n = counts.pop()
-    rows = np.minimum(np.arange(-(-n // size) * size), n - 1).reshape(-1, size)
-    answers = [run({name: values[row] for name, values in feeds.items()}) for row in rows]
+    answers = [run({name: values[row] for name, values in feeds.items()}) for row in calls_of(n, size)]
     return answers[0] if n == size else {name: _joined(name, [answer[name] for answer in answers], n, size) for name in answers[0]}
 
 

@@ -32,7 +32,7 @@ from lowbit.pipeline.retrain import asked_to_train, retrain
 from lowbit.pipeline.screen import QuickTimes
 from lowbit.pipeline.search import pending, search
 from lowbit.pipeline.store import Store, claimed, discard, need_space
-from lowbit.pipeline.targets.leave import leave_all, with_targets
+from lowbit.pipeline.targets.leave import add_targets
 from lowbit.pipeline.tune import tune
 from lowbit.pipeline.write import clean_up, write_bundle
 from lowbit.types import Candidate, Decision
@@ -110,8 +110,8 @@ def optimize(
             reporter.note(described_parity(request.model.origin.parity))
         result = carry_out(request, Path(out) if out else Path("build") / request.model.path.stem, reporter, command, started)
         if known:
-            entries = leave_all(result.bundle, known, request.split.confirm, calibration=request.split.calibration, reporter=reporter)
-            result = replace(result, bundle=with_targets(result.bundle, entries))
+            judges, seen = request.split.confirm, request.split.calibration
+            result = replace(result, bundle=add_targets(result.bundle, known, judges, calibration=seen, reporter=reporter))
         return result
 
 

@@ -132,9 +132,11 @@ class _Rounded(_Fixed):
         Where a bound is missing the grid's own end stands for it: nothing beyond is told apart.
         """
         grid = self._grids.get(step.outputs[0]) if step.attributes.op == "Clip" else None
-        if grid is None:
+        if grid is None or any(name is not None and name not in self.literals for name in step.inputs[1:3]):
             return False
-        low, high = (end if bound is None else bound for bound, end in zip(_bounds(step, values), span(grid), strict=True))
+        (low, high), (least, most) = _bounds(step, values), span(grid)
+        high = max(most, least if low is None else low) if high is None else high
+        low = min(least, high) if low is None else min(low, high)  # where bounds cross, the upper one counts
         values[step.outputs[0]] = torch.nn.functional.hardtanh(values[str(step.inputs[0])], low, high)
         return True
 

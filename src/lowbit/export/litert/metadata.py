@@ -86,7 +86,7 @@ def normalization(preprocess: Preprocess | None) -> tuple[tuple[float, ...], tup
 
     Ours are of values already scaled: (raw * scale - mean) / std, which is (raw - mean / scale) / (std / scale).
 
-    >>> normalization(Preprocess(scale=0.5, mean=(1.0, 2.0), std=(0.25,)))
+    >>> normalization(Preprocess(kind="image", scale=0.5, mean=(1.0, 2.0), std=(0.25,)))
     ((2.0, 4.0), (0.5,))
     """
     if preprocess is None or preprocess.kind not in ("image", "array"):

@@ -92,14 +92,17 @@ class _Micro:
         return said[0]
 
 
-def bare_call(engine: Engine, values: Sequence[Array], outputs: int) -> Callable[[], object]:
-    """A call for measuring: arrays in the file's own layout go in, and all answers out."""
+def bare_call(engine: Engine, asked: Sequence[Sequence[Array]], outputs: int) -> Callable[[], object]:
+    """What is measured: the arrays of each question, in the file's own layout, go in, and all answers out; the last ones are returned."""
 
     def call() -> object:
-        for number, value in enumerate(values):
-            engine.set(number, value)
-        engine.invoke()
-        return [engine.get(number) for number in range(outputs)]
+        answers: list[Array] = []
+        for values in asked:
+            for number, value in enumerate(values):
+                engine.set(number, value)
+            engine.invoke()
+            answers = [engine.get(number) for number in range(outputs)]
+        return answers
 
     return call
 
@@ -147,10 +150,11 @@ class LiteRtSession:
         return {port.name: self._as_source(values, port, real=False) for port, values in self._rows(feeds)}
 
     def prepare(self, feeds: Feeds) -> Callable[[], object]:
-        """The bare call for the first sample, for measuring: its arrays, already in the file's own layout, go in, and the answers out."""
+        """The bare calls for measuring, one a sample: its arrays, already in the file's own layout, go in, and the answers out."""
         engine = self._open(feeds)
-        values = [self._fed(port, feeds, 0) for port in self._program.inputs]
-        return bare_call(engine, values, len(self._program.outputs))
+        count = len(next(iter(feeds.values())))
+        asked = [[self._fed(port, feeds, row) for port in self._program.inputs] for row in range(count)]
+        return bare_call(engine, asked, len(self._program.outputs))
 
     def close(self) -> None:
         """Frees the interpreter; a later call raises RunError."""

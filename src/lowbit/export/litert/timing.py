@@ -1,5 +1,7 @@
-"""LiteRT's kernels as runtimes that a race can time (`lowbit.measure.race`): files that lowbit wrote, at batch 1, on as many threads as the
-others have. Not in the list of runtimes, because no model is searched for on them: a race names them by module and class.
+"""LiteRT's kernels as runtimes that a race can time (`lowbit.measure.race`).
+
+They open files that lowbit wrote, in calls of their own size, on as many threads as the others have. They are not in the list of runtimes,
+because no model is searched for on them: a race names them by module and class.
 """
 
 from __future__ import annotations
@@ -37,14 +39,17 @@ class Xnnpack:
         """All cores, or one."""
         return (Tuning(),) if hardware.cores == 1 else (Tuning(), Tuning(threads=1))
 
-    def open(self, path: Path, tuning: Tuning = DEFAULT, batch: int | None = None) -> sessions.LiteRtSession | RecalibratedSession:
+    def open(
+        self,
+        path: Path,
+        tuning: Tuning = DEFAULT,
+        batch: int | None = None,  # noqa: ARG002  # files take one number of samples, and sessions make calls of it
+    ) -> sessions.LiteRtSession | RecalibratedSession:
         """See `lowbit.runtimes.base.Runtime`; streams are sessions of their own.
 
         Raises:
-            RunError: the file is missing or not lowbit's, it does not load, or the tuning or the batch cannot be had.
+            RunError: the file is missing or not lowbit's, it does not load, or the tuning cannot be had.
         """
-        if batch not in (None, 1):
-            raise RunError(f"LiteRT files are written for batch 1; {batch} were asked for.", "Time them one by one.")
         if tuning.precision != "f32" or tuning.streams > 1:
             raise RunError("LiteRT is timed with one stream and in f32.", "Leave the tuning as it is.")
         need_file(path)

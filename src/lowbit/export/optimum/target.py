@@ -96,8 +96,7 @@ class Optimum:
         facts |= {} if ir is None else {"openvino_class": shape.openvino_class, "openvino_bytes": ir.size_bytes}
         state = Written(shape, rounded, ir, fixed_size(source.inputs))
         notes += (*_class_notes(state), *float_words(rounded.floats))
-        by = [name for name in MODULES if _python(name) is not None and (name == OPTIMUM or ir is not None)]
-        return Artifact(folder, tuple(files), facts, notes, state, words=_words(by))
+        return Artifact(folder, tuple(files), facts, notes, state, words=_words(_halves(ir)))
 
     def check(self, artifact: Artifact) -> Sequence[Finding]:
         """What the class expects of names, and the pipeline of a processor."""
@@ -116,8 +115,7 @@ class Optimum:
     def kernel_sets(self, artifact: Artifact) -> tuple[str, ...]:
         """Optimum's classes where they have an environment; and what they stand on, by itself."""
         ir = _state(artifact).ir
-        loaded = [name for name in MODULES if _python(name) is not None and (name == OPTIMUM or ir is not None)]
-        return (*loaded, ONNXRUNTIME, *((OPENVINO,) if ir is not None and installed_version("openvino") else ()))
+        return (*_halves(ir), ONNXRUNTIME, *((OPENVINO,) if ir is not None and installed_version("openvino") else ()))
 
     def open(self, artifact: Artifact, kernels: str) -> TargetSession:
         """Loads the folder by a class of Optimum, or one of the models in it."""
@@ -140,6 +138,11 @@ class Optimum:
 def _python(name: str) -> Path | None:
     """The Python of an environment with one of Optimum's two halves."""
     return python_of(name, MODULES[name].replace(".", "/"))
+
+
+def _halves(ir: openvino_ir.Ir | None) -> tuple[str, ...]:
+    """Of Optimum: those that have an environment here, and a model in the folder."""
+    return tuple(name for name in MODULES if _python(name) is not None and (name == OPTIMUM or ir is not None))
 
 
 def _worker(name: str, class_name: str, folder: Path, keywords: Mapping[str, Any]) -> Worker:

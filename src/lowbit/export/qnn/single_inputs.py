@@ -56,8 +56,8 @@ def _widen(weight: ir.Node, axis: int | None) -> None:
         zeros = zeros.reshape([-1 if place != axis else 1 for place in range(2)])
     wide = np.concatenate([levels, np.broadcast_to(zeros.astype(levels.dtype), levels.shape)], axis)
     integers.const_value = onnx_ir.tensor(wide, name=integers.name)
-    if integers.shape is not None:
-        integers.shape = onnx_ir.Shape(wide.shape)
+    integers.shape = onnx_ir.Shape(wide.shape) if integers.shape is not None else None
+    weight.outputs[0].shape = onnx_ir.Shape(wide.shape)
 
 
 def _join(graph: ir.Graph, node: ir.Node, entering: ir.Node) -> None:

@@ -51,7 +51,7 @@ class Qnn:
 
     def version(self) -> str | None:
         """Of the plugin; without it of onnx, which is enough to write and check a model."""
-        return plugin_version() or named_version("onnx")
+        return named_version("onnxruntime_qnn", "onnxruntime-qnn") or named_version("onnx")
 
     def abilities(self) -> Abilities:
         """Emulated where the plugin is, held against the rules elsewhere."""
@@ -74,7 +74,9 @@ class Qnn:
             made_for = " and ".join(f"{name} = {value}" for name, value in options.items())
             made_for = made_for or "the generation that QNN takes by itself; --set htp_arch= names that of your phone"
             notes.append(f"{compiled[0].name} loads without compiling, with this version of QNN or later. It was compiled for {made_for}.")
-        elif settings["context"]:
+        elif options:
+            notes.append(f"{' and '.join(options)} belong to a context binary, and none was compiled.")
+        if settings["context"] and not emulates():
             notes.append(f"No context binary: {_INSTALL} compiles one; the phone compiles the model itself at its first start.")
         notes += [*_words(written), LICENCE]
         return Artifact(written.path, tuple(files), facts, tuple(notes), State(written.outputs, options))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from lowbit.data.dataset import Dataset
 from lowbit.errors import DataError, Interrupted, LowbitError, ModelError, unknown
 from lowbit.export import registry
 from lowbit.export.base import Abilities, Artifact, Calibrating, Finding, Setting, Target
-from lowbit.export.make import check_place, make
+from lowbit.export.make import MARK, check_place, make
 from lowbit.export.named_session import fixed_size
 from lowbit.export.neutral import Neutral, read_neutral
 from lowbit.export.settings import settings_of
@@ -83,16 +84,17 @@ def leave(
         entries.append(told.model_copy(update={"artifact": artifact.main.relative_to(folder).as_posix()}))
         return json.dumps({"schema": 1, **entries[-1].model_dump(mode="json")}, indent=1) + "\n"
 
-    reporter.stage(f"Writing for {found.title}")
+    earlier = (out / MARK).is_file()
     try:
+        reporter.stage(f"Writing for {found.title}")
         make(found, source, out, wishes, tried, force=force)
     except KeyboardInterrupt as error:
-        kept = "what an earlier export left there is as it was" if out.exists() else "nothing was written"
+        kept = "an earlier export is still there" if earlier else "nothing was written"
         raise Interrupted(f"Stopped; {kept}: {out}.", "Run it again.") from error
     return entries[0]
 
 
-def leave_all(
+def add_targets(
     bundle: Bundle,
     targets: Sequence[str],
     data: Data | Dataset,
@@ -100,19 +102,27 @@ def leave_all(
     calibration: Dataset | None = None,
     time: bool = True,
     reporter: Reporter | None = None,
-) -> tuple[TargetEntry, ...]:
-    """Writes a bundle for several targets into its folder `targets/`; what a target lacks is told in its entry, and the others go on."""
-    found = []
+) -> Bundle:
+    """Writes a bundle for several targets into its folder `targets/`; what a target lacks is told in its entry, and the others go on.
+
+    Raises:
+        Interrupted: by Ctrl-C, or the disk is full; the targets that were done by then are in the bundle.
+    """
+    found: list[TargetEntry] = []
     for name in targets:
         try:
             out = bundle.folder / FOLDER / name
             found.append(leave(bundle, name, out, data=data, calibration=calibration, force=True, time=time, reporter=reporter))
-        except Interrupted:
-            raise
+        except (Interrupted, KeyboardInterrupt) as error:
+            with suppress(LowbitError, OSError):  # where the disk is full this may be so, too
+                with_targets(bundle, found)
+            done = f", with {', '.join(each.title for each in found)}" if found else ""
+            again = f"lowbit export {bundle.folder} --to {name} --data ... goes on."
+            raise Interrupted(f"Stopped while writing for {name}; '{bundle.folder}' is finished{done}.", again) from error
         except Exception as error:  # a third party's target may fail in any way; the others go on
             told = error if isinstance(error, LowbitError) else ModelError(f"{type(error).__name__}: {error}")
             found.append(refused(registry.find(name), told))
-    return tuple(found)
+    return with_targets(bundle, found)
 
 
 def refused(target: Target, error: LowbitError) -> TargetEntry:

@@ -14,7 +14,9 @@ ALPHA = 0.001
 FEWEST = 20
 """Samples; fewer say nothing about their kind."""
 TIMES = 3.0
-"""So many times the bundle's error is another kind of data, where the metric is no share."""
+"""So many times the bundle's error is another kind of data, where the metric is no share of right answers."""
+LOWER = 0.3
+"""So much lower is, of scores between 0 and 1 that are no such share either: F1, mean average precision, a cosine."""
 
 
 def doubt(metric: Metric, here: float, n: int, known: MetricEntry | None) -> FindingEntry | None:
@@ -27,7 +29,8 @@ def doubt(metric: Metric, here: float, n: int, known: MetricEntry | None) -> Fin
         known: What the bundle says of full precision; None where it was not judged.
 
     Returns:
-        What is said, or None. Shares are held against each other by Wilson's intervals (1927), errors by their ratio.
+        What is said, or None. Shares are held against each other by Wilson's intervals (1927), other scores between 0 and 1 by their
+        difference, errors by their ratio; scores without bounds by nothing.
     """
     if known is None or known.name != metric.name or n < FEWEST or not (math.isfinite(here) and math.isfinite(known.value)):
         return None
@@ -48,4 +51,6 @@ def _lower_share(here: float, n: int, known: MetricEntry) -> bool:
 
 
 def _larger_error(metric: Metric, here: float, known: MetricEntry) -> bool:
-    return not metric.higher_is_better and known.value > 0 and here > TIMES * known.value
+    if metric.higher_is_better:
+        return metric.bounded and here < known.value - LOWER
+    return known.value > 0 and here > TIMES * known.value

@@ -11,7 +11,7 @@ from lowbit.errors import RunError
 from lowbit.export.litert import outline
 from lowbit.export.litert.recalibrated.ends import End, Ends
 from lowbit.export.litert.sessions import Engine, bare_call, invoke, load
-from lowbit.export.named_session import in_calls
+from lowbit.export.named_session import calls_of, in_calls
 from lowbit.export.program.reference_elements import levels
 from lowbit.quant.affine import Affine, dequantize
 from lowbit.runtimes.base import check_feeds
@@ -66,10 +66,12 @@ class RecalibratedSession:
         return in_calls(lambda part: self._call(engine, part, real=False), feeds, self._size)
 
     def prepare(self, feeds: Feeds) -> Callable[[], object]:
-        """The bare call for the first sample, for measuring: its arrays, already in the file's own layout, go in, and the answers out."""
+        """The bare calls for measuring: arrays, already in the file's own layout, go in, and the answers out."""
         engine = self._open(feeds)
-        values = [_fed(end, grid, feeds[end.name][: self._size]) for end, grid in zip(self._ends.inputs, self._grids[0], strict=True)]
-        return bare_call(engine, values, len(self._ends.outputs))
+        rows = calls_of(len(next(iter(feeds.values()))), self._size)
+        ends = list(zip(self._ends.inputs, self._grids[0], strict=True))
+        asked = [[_fed(end, grid, feeds[end.name][row]) for end, grid in ends] for row in rows]
+        return bare_call(engine, asked, len(self._ends.outputs))
 
     def close(self) -> None:
         """Frees the interpreter; a later call raises RunError."""
