@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
@@ -72,13 +73,19 @@ def samples(n: int, seed: int = 0) -> NDArray[np.float32]:
     return (coarse + 0.1 * rng.normal(0, 1, coarse.shape)).astype(np.float32)
 
 
-def target_bundle(folder: Path, extra: str | None = None) -> Bundle:
-    """Optimizes the network in `folder`; its labels are its own answers."""
+def target_bundle(folder: Path, extra: str | None = None, batch: int | None = None) -> Bundle:
+    """Optimizes the network in `folder`, for any number of samples a call or for `batch`; its labels are its own answers."""
     folder.mkdir(parents=True, exist_ok=True)
     model = network(folder / "net.onnx", extra)
     pictures = samples(300)
     labels = reference(model, {INPUT: pictures})[OUTPUT].argmax(1)
-    wishes = {"runtimes": ("onnxruntime",), "recipes": ("int8-static-minmax",), "nncf": False, "batch": (1,), "rounds": 3, "qat": "never"}
+    if batch is not None:
+        fixed = onnx.load(model)
+        for value in (*fixed.graph.input, *fixed.graph.output):
+            value.type.tensor_type.shape.dim[0].dim_value = batch
+        onnx.save(fixed, model)
+    wishes = {"runtimes": ("onnxruntime",), "recipes": ("int8-static-minmax",), "nncf": False, "rounds": 3, "qat": "never"}
+    wishes["batch"] = (batch or 1,)
     data = {INPUT: pictures, "label": labels, "classes": np.array(CLASSES)}
     found = optimize(model, data, out=folder / "bundle", max_drop="20pp", preprocess=None, **wishes)
     return found.bundle

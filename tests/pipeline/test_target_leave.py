@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from target_case import INPUT, OUTPUT, samples, target_bundle
 
+from conftest import missing
 from lowbit.bundle.bundle import Bundle
 from lowbit.bundle.schema import MetricEntry
 from lowbit.data.open import open_data
 from lowbit.errors import Interrupted, RunError, UsageError
+from lowbit.export.litert.target import LiteRT
 from lowbit.export.qnn.target import Qnn
 from lowbit.measure.metrics import Metric, metric_for
 from lowbit.pipeline.reporting import Reporter
@@ -136,3 +138,13 @@ def test_kernel_sets_can_be_chosen(bundle: Bundle, tmp_path: Path) -> None:
         leave(bundle, "litert", tmp_path / "other", kernels=["xnpack"], time=False)
     assert error.value.hint == "Did you mean 'xnnpack'?"
     assert not (tmp_path / "other").exists()
+
+
+def test_a_fixed_batch_is_timed_in_calls_of_its_own_size(tmp_path: Path) -> None:
+    if LiteRT().version() is None:
+        missing("ai-edge-litert")
+    found = leave(target_bundle(tmp_path, batch=3), "litert", tmp_path / "out", kernels=["xnnpack"])
+    (told,) = found.kernels
+    assert told.latency_ms is not None
+    assert told.speedup is not None
+    assert 0 < told.latency_ms.p50 < 100
