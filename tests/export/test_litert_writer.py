@@ -238,6 +238,17 @@ def test_the_specification_is_checked(program: Program, words: str) -> None:
     assert any(words in finding.text for finding in check.findings(to_bytes(program), program))
 
 
+@pytest.mark.parametrize(("size", "told"), [(3, False), (5, False), (6, True)])
+def test_windows_that_xnnpack_has_no_kernel_for_are_told_of(size: int, told: bool) -> None:
+    program = program_of(Kind.DEPTHWISE_CONV_2D)
+    (operation,) = (each for each in program.operations if each.kind is Kind.DEPTHWISE_CONV_2D)
+    weights = program.tensors[operation.inputs[1]]
+    wide = replace(weights, shape=(1, size, size, weights.shape[3]), data=None)
+    found = check.slow(replace(program, tensors={**program.tensors, weights.name: wide}))
+    assert [each.severity for each in found] == (["warning"] if told else [])
+    assert not told or f"'{operation.outputs[0]}': {size}x{size}" in found[0].text
+
+
 # What the file says of itself --------------------------------------------------------------------------------------------
 
 PICTURES = Preprocess(kind="image", channels="rgb", scale=1 / 255, mean=(0.5, 0.25, 0.0), std=(0.5,))

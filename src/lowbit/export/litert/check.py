@@ -5,6 +5,7 @@ https://ai.google.dev/edge/litert/conversion/tensorflow/quantization/quantizatio
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +21,8 @@ _ONE_GRID = SAME_GRID | {Kind.RELU6}
 _FIXED = {Kind.LOGISTIC: (1 / 256, -128), Kind.SOFTMAX: (1 / 256, -128), Kind.TANH: (1 / 128, 0)}
 _WITH_BIAS = {Kind.CONV_2D: (0, 1, 2), Kind.DEPTHWISE_CONV_2D: (0, 1, 2), Kind.FULLY_CONNECTED: (0, 1, 2), Kind.TRANSPOSE_CONV: (2, 1, 3)}
 """Where the input, the weights and the bias stand among the operands."""
+LARGEST_WINDOW = 25
+"""Values under the largest window that XNNPACK has an integer depthwise kernel for."""
 _TOLERANCE = 1e-5
 """Of a bias's scale against the product of two float32 scales."""
 
@@ -35,6 +38,28 @@ def findings(content: bytes, program: Program) -> list[Finding]:
     for operation in program.operations:
         found += [Finding("8-bit specification", "error", text) for text in _broken(operation, program)]
     return found
+
+
+def slow(program: Program) -> list[Finding]:
+    """What runs, and far slower than people expect: integer depthwise convolutions that XNNPACK has no kernel for.
+
+    Its kernels take windows of up to 25 values; behind larger ones it runs a general convolution for each channel.
+    https://github.com/google/XNNPACK/blob/master/src/configs/dwconv-config.c
+    """
+    large = [
+        operation
+        for operation in program.operations
+        if operation.kind is Kind.DEPTHWISE_CONV_2D and math.prod(program.tensors[operation.inputs[1]].shape[1:3]) > LARGEST_WINDOW
+    ]
+    if not large:
+        return []
+    height, width = program.tensors[large[0].inputs[1]].shape[1:3]
+    text = (
+        f"{len(large)} depthwise convolution{'s have windows' if large[1:] else ' has a window'} of more than {LARGEST_WINDOW} values "
+        f"('{large[0].outputs[0]}': {height}x{width}), for which XNNPACK has no integer kernel: each takes many times as long as it could. "
+        "Look at the latency; LiteRT's own kernels on one thread may be faster."
+    )
+    return [Finding("windows of depthwise convolutions", "warning", text)]
 
 
 def _differences(content: bytes, program: Program) -> Iterator[str]:

@@ -110,10 +110,11 @@ class LiteRT:
         return Artifact(files[0], files, facts, tuple(notes), program, program)
 
     def check(self, artifact: Artifact) -> Sequence[Finding]:
-        """The file read back, and the 8-bit specification; of a recalibrated file, what its operators compute in."""
+        """The file read back, the 8-bit specification, and what is slow; of a recalibrated file, what its operators compute in."""
         if is_recalibrated(artifact):
             return census.findings(artifact.main.read_bytes(), writer.schema())
-        return check.findings(artifact.main.read_bytes(), program_of(artifact))
+        program = program_of(artifact)
+        return [*check.findings(artifact.main.read_bytes(), program), *check.slow(program)]
 
     def kernel_sets(self, artifact: Artifact) -> tuple[str, ...]:
         """LiteRT's three and TensorFlow Lite Micro's, as far as they are installed; of a recalibrated file LiteRT's two fast ones."""
