@@ -83,7 +83,9 @@ def load_generator() -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "docs" / "reference"))  # as for a script: what lies beside it is found
+        spec.loader.exec_module(module)
     return module
 
 
@@ -186,15 +188,19 @@ def test_the_reference_is_current() -> None:
 
 
 def test_a_stale_reference_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    here, guides = tmp_path / "reference", tmp_path / "guides"
+    here = tmp_path / "reference"
     monkeypatch.setattr(GENERATOR, "HERE", here)
     here.mkdir()
-    guides.mkdir()
-    (guides / "targets.md").write_text("before\n".join(["", *GENERATOR.MATRIX, ""]))
+    (tmp_path / "guides" / "targets").mkdir(parents=True)
+    for name in GENERATOR.GUIDES:
+        (here / name).write_text("before\n<!-- measured: matrix -->\nold\n<!-- end -->\nafter\n")
     assert GENERATOR.main(["--check"]) == 1
     assert list(here.iterdir()) == []
     assert GENERATOR.main([]) == 0
     assert GENERATOR.main(["--check"]) == 0
+    guide = (here / GENERATOR.GUIDES[0]).read_text()
+    assert guide.startswith("before\n<!-- measured: matrix -->\n| target | demo |")
+    assert guide.endswith("<!-- end -->\nafter\n")
     page = here / "cli.md"
     page.write_text(page.read_text().replace("--max-drop", "--max-loss"))
     assert GENERATOR.main(["--check"]) == 1

@@ -1,4 +1,5 @@
-"""Write the reference pages that follow from the code: cli.md from the commands, bundle.schema.json from the manifest's models.
+"""Write the pages that follow from the code and from measurements: cli.md from the commands, bundle.schema.json from the manifest's models,
+targets.md and the tables of guides from benchmarks/results/targets.json (measured_targets.py).
 
 python docs/reference/generate.py            writes them
 python docs/reference/generate.py --check    writes nothing; exit code 1 where one is stale
@@ -8,15 +9,16 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import click
+import measured_targets
+from measured_targets import table
 
-from lowbit.bundle import report_targets, words
-from lowbit.bundle.schema import KernelsEntry, TargetEntry, json_schema
+from lowbit.bundle.schema import json_schema
 from lowbit.cli.main import COMMANDS, cli
 from lowbit.data.preprocess import PRESETS
 from lowbit.errors import DataError, Interrupted, LowbitError, ModelError, UsageError
@@ -178,89 +180,9 @@ def listed(parts: Sequence[str]) -> str:
     return f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
-    return "\n".join(lines) + "\n"
-
-
-MATRIX = ("<!-- matrix: written by docs/reference/generate.py from benchmarks/results/targets.json -->", "<!-- end of matrix -->")
-TARGETS = HERE.parent / "guides" / "targets.md"
-MEASURED = HERE.parents[1] / "benchmarks" / "results" / "targets.json"
-
-
-def targets_page() -> str:
-    """guides/targets.md with its matrix as it was last measured."""
-    text = TARGETS.read_text(encoding="utf-8")
-    before, _, rest = text.partition(MATRIX[0])
-    _, _, after = rest.partition(MATRIX[1])
-    return f"{before}{MATRIX[0]}\n{matrix()}{MATRIX[1]}{after}"
-
-
-def measured() -> dict[str, dict[str, TargetEntry]]:
-    """Model -> row -> what was found; empty where nothing was measured."""
-    models = json.loads(MEASURED.read_text(encoding="utf-8"))["models"] if MEASURED.exists() else {}
-    return {model: {row: TargetEntry.model_validate(told) for row, told in found.items()} for model, found in models.items()}
-
-
-def matrix() -> str:
-    """What works where at a glance: one row a target and kernel set, one column a model."""
-    models = measured()
-    cells: dict[tuple[str, str], dict[str, str]] = {}
-    for model, found in models.items():
-        for told in found.values():
-            for each in told.kernels:
-                cells.setdefault((told.title, each.kernels), {})[model] = glance(each)
-    refused = {(told.title, model) for model, found in models.items() for told in found.values() if told.refused is not None}
-    rows = [
-        (f"{title}, {kernels}", *(told.get(model, "refused" if (title, model) in refused else "") for model in models))
-        for (title, kernels), told in cells.items()
-    ]
-    return table(["target", *models], rows)
-
-
-def glance(each: KernelsEntry) -> str:
-    """The same class as the bundle's artifact, or the cosine to it; and the gate's verdict."""
-    if each.error is not None:
-        return "not run"
-    same = report_targets.same_class(each)
-    return f"{same}, {each.verdict}" if each.verdict else same
-
-
-def targets_table() -> str:
-    """Everything that was measured: one row a model, target and kernel set."""
-    rows = [row for model, found in measured().items() for told in found.values() for row in matrix_rows(model, told)]
-    heads = ["model", "target", "tried", "same class", "against its reference", "metric", "gate", "size", "memory", "latency"]
-    lead = (
-        "# Models through targets\n\nMeasured by `python benchmarks/targets.py`, from whose results this page is written; the words are\n"
-        "explained in the [guide](../guides/targets.md). Samples differ where an emulator takes long; latency is of one thread beside\n"
-        "full precision.\n\n"
-    )
-    return lead + table(heads, rows)
-
-
-def matrix_rows(model: str, told: TargetEntry) -> list[tuple[str, ...]]:
-    if told.refused is not None:
-        return [(model, told.title, "not written", told.refused.split("\n")[0].replace("|", "\\|"), *[""] * 6)]
-    size, memory = report_targets.artifact_size(told), report_targets.working_memory(told)
-    if not told.kernels:
-        return [(model, told.title, told.level, *[""] * 4, size, memory, "")]
-    rows = []
-    for each in told.kernels:
-        if each.error is not None:
-            rows.append((model, f"{told.title}, {each.kernels}", "not run", each.error.split("\n")[0].replace("|", "\\|"), *[""] * 6))
-            continue
-        same = f"{report_targets.same_class(each)} of {each.samples:,}"
-        latency = ""
-        if each.latency_ms is not None and each.speedup is not None:
-            slower = ", slower" if each.speedup.ci_high < 1 else ""
-            latency = f"{words.milliseconds(each.latency_ms.p50)} ({words.times(each.speedup.value)}{slower})"
-        value = words.metric_value(each.metric.name, each.metric.value) if each.metric else ""
-        exact = report_targets.identical(each).replace(words.NONE, "")
-        rows.append((model, f"{told.title}, {each.kernels}", told.level, same, exact, value, each.verdict or "", size, memory, latency))
-    return rows
-
-
-PAGES = {"cli.md": cli_page, "bundle.schema.json": json_schema, "../guides/targets.md": targets_page, "targets.md": targets_table}
+PAGES = {"cli.md": cli_page, "bundle.schema.json": json_schema, "targets.md": measured_targets.page}
+GUIDES = tuple(f"../guides/{name}" for name in measured_targets.GUIDES)
+"""Pages that people write, with tables from measurements in them."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -268,7 +190,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args(arguments).check
     stale = []
-    for name, make in PAGES.items():
+    for name, make in {**PAGES, **{name: partial(measured_targets.guide, HERE / name) for name in GUIDES}}.items():
         path, text = HERE / name, make()
         if path.is_file() and path.read_text(encoding="utf-8") == text:
             continue
