@@ -75,8 +75,8 @@ def page() -> str:
     heads = ["model", "target", "tried", "same class", "against its reference", "metric", "gate", "size", "memory", "latency"]
     lead = (
         "# Models through targets\n\nMeasured by `python benchmarks/targets.py`, from whose results this page is written; the words are\n"
-        "explained in the [guide](../guides/targets.md). Samples differ where an emulator takes long; latency is of a call on all cores, beside\n"
-        "full precision.\n\n"
+        "explained in the [guide](../guides/targets.md). Samples differ where an emulator takes long; latency is of a call on\n"
+        "all cores, beside full precision.\n\n"
     )
     return lead + table(heads, rows)
 
