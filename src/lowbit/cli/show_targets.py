@@ -37,8 +37,8 @@ def show_target(entry: TargetEntry, folder: Path) -> None:
 def print_facts(console: Console, entry: TargetEntry) -> None:
     """Numbers that belong to the artifact."""
     for name, value in entry.facts.items():
-        shown = words.size(value) if name.endswith("_bytes") and isinstance(value, int | float) else str(value)
-        console.print(f"  {name.removesuffix('_bytes').replace('_', ' ')}: {shown}", markup=False)
+        shown = words.size(value) if "_bytes" in name and isinstance(value, int | float) else str(value)
+        console.print(f"  {name.replace('_bytes', '').replace('_', ' ')}: {shown}", markup=False)
 
 
 def kernels_table(kernels: Sequence[KernelsEntry]) -> Table:
