@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,16 @@ def missing(what: str) -> None:
     """Skips a test for want of `what`; where everything must be there (`LOWBIT_REQUIRE_ALL=1`, as in CI) it fails instead."""
     if os.environ.get("LOWBIT_REQUIRE_ALL") == "1":
         pytest.fail(f"{what} is missing, and LOWBIT_REQUIRE_ALL=1 turns that skip into a failure")
-    pytest.skip(f"{what} is missing")
+    pytest.skip(f"{what} is missing", allow_module_level=True)  # some files need it as a whole
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Skips a file of tests that cannot be imported for want of PyTorch, which is an extra; where everything must be there it fails."""
+    report = yield
+    if report.failed and "No module named 'torch'" in str(report.longrepr) and os.environ.get("LOWBIT_REQUIRE_ALL") != "1":
+        report.outcome, report.longrepr = "skipped", (str(collector.path), 1, "Skipped: torch is missing")
+    return report
 
 
 @pytest.fixture
