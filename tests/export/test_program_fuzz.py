@@ -46,6 +46,8 @@ def test_every_kind_is_drawn_and_every_program_keeps_the_contract(programs: dict
 
 
 def test_the_same_seed_draws_the_same_program(programs: dict[int, Program]) -> None:
+    if sessions.XNNPACK not in sessions.kernel_sets():
+        missing("ai-edge-litert, whose schema writes files")
     again = random_program(7)
     assert again.operations == programs[7].operations
     assert to_bytes(again) == to_bytes(programs[7])

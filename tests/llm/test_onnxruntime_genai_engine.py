@@ -186,6 +186,7 @@ def test_listing_it_imports_nothing() -> None:
     import subprocess
     import sys
 
+    need("onnxruntime_genai")
     code = (
         "import sys; from lowbit.llm.engines import registry; found = registry.get('onnxruntime-genai'); "
         "assert found.version(); print([m for m in ('onnxruntime', 'onnxruntime_genai', 'torch') if m in sys.modules])"
