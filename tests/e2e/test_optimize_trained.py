@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,15 @@ from cli_runner import lowbit
 from e2e_case import Case, make_case
 from onnx import helper, numpy_helper
 
+from conftest import missing
 from lowbit import optimize
 from lowbit.errors import DataError, UsageError
 from lowbit.pipeline import training
 from lowbit.pipeline.again import qat
 from small_models import images, reference, save
+
+if importlib.util.find_spec("torch") is None:
+    missing("torch")
 
 pytestmark = pytest.mark.usefixtures("short_timing")
 STATIC = ("int8-static-minmax",)

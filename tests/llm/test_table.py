@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ from decoder_case import need, random_decoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conftest import missing
 from lowbit.errors import ModelError
 from lowbit.llm.decoder import Weights
 from lowbit.llm.folder import SourceFolder
@@ -21,6 +23,9 @@ from lowbit.llm.linear import Grid, QuantizedLinear
 from lowbit.llm.mapped import MappedFile
 from lowbit.llm.recipe import LanguageRecipe
 from lowbit.llm.table import Table, read_note, read_tensor, write_tensors
+
+if importlib.util.find_spec("torch") is None:
+    missing("torch")
 
 
 @given(st.sampled_from([2, 3, 4, 8]), st.integers(0, 5), st.integers(1, 70), st.integers(0, 2**32 - 1))
