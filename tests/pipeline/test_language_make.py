@@ -29,6 +29,7 @@ def context(model: Path, out: Path) -> LanguageContext:
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """One number for every time that sensitivities are measured."""
+    need("torch")
     from lowbit.llm.methods import allocate
 
     before, times = allocate.sensitivities, []
